@@ -1,0 +1,117 @@
+"""Every field there is, with the papers' values where they give one; the other configs change what they need.
+
+Not to be run itself. Sizes are (height, width). "Code" marks a value that only the authors' released code gives.
+"""
+
+from ml_collections import ConfigDict
+
+
+def dataset(kind: str = "", **fields) -> ConfigDict:
+  """A data set: `kind` and what that kind needs of the rest (see `jax_uda/data/sources.py`)."""
+  spec = ConfigDict({
+    "kind": kind,  # street_world, folder, camvid, gta5, cityscapes; empty for none
+    "dir": "",  # under data_dir, unless it is absolute
+    "list": "",
+    "split": "",
+    "domain": "",
+    "num": 0,
+    "height": 0,
+    "width": 0,
+    "unknown_colors": "ignore",
+  })
+  spec.update(fields)
+  return spec
+
+
+def general() -> ConfigDict:
+  """What every method has."""
+  config = ConfigDict()
+  config.method = ""  # a module in jax_uda/methods
+  config.seed = 0
+  config.data_dir = ""  # empty: $JAX_UDA_DATA, else data/ in the working directory
+  config.source = dataset()
+  config.target = dataset()
+  config.test = dataset()
+  config.num_classes = 0  # filled in from the source's label space
+  config.canvas = (512, 1024)  # images are scaled to fit it, then padded: what training crops from and labelling sees
+  config.weights = ""  # .safetensors in torchvision's names; empty starts at random
+  config.weights_partial = False  # go on with those that fit
+  config.start_from = ""  # --workdir of a run whose finished first stage is taken over
+  config.network = ConfigDict({
+    "backbone": "resnet38",
+    "width": 1.0,
+    "num_stages": 4,
+    "head_channels": 512,
+    "head_dilation": 12,
+    "batch_norm": "per_device",  # per_device, synced, frozen
+    "dtype": "float32",  # float32, bfloat16
+    "dropout": True,
+  })
+  config.augmentation = ConfigDict({"crop": (500, 500), "scale": (0.7, 1.3), "flip": True})
+  config.optimizer = ConfigDict({
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "head_multiplier": 1.0,  # of the head's learning rate
+  })
+  config.eval_batch = 1  # images a device
+  config.pictures = 6  # target images in the report
+  config.log_every = 20  # steps
+  config.checkpoint_every = 500  # steps
+  config.threads = 2  # that decode
+  return config
+
+
+def self_training() -> ConfigDict:
+  """ST and CBST (papers 002 and 004)."""
+  config = general()
+  config.method = "self_training"
+  config.mode = "adapt"  # adapt, source_only (the same steps on source labels), oracle (on the target's true labels)
+  config.source_training = ConfigDict({
+    "steps": 0,  # 0: from epochs
+    "epochs": 30,
+    "batch": 16,
+    "rate": 0.0016,
+    "power": 0.0,  # of the polynomial decay; 0 is constant
+  })
+  config.rounds = ConfigDict({
+    "num": 3,
+    "steps": 0,  # of each round; 0: from epochs
+    "epochs": 2,
+    "batch": 2,
+    "rate": 1e-4,
+    "power": 0.0,
+    "rate_divisor": 2**0.5,  # round by round (code)
+    "source_share": 0.03,  # of the source images, mixed with the target's (code)
+    "source_share_step": 0.0025,
+    "source_share_max": 0.06,
+  })
+  config.labels = ConfigDict({
+    "threshold": "class_balanced",  # class_balanced (CBST), global (ST)
+    "rank": "paper",  # paper, code
+    "portion": 0.20,
+    "portion_step": 0.05,
+    "portion_max": 0.50,
+    "prior": False,  # spatial prior (-SP)
+    "batch": 1,  # images a device at once
+    "keep_gib": 4.0,  # memory for the network's outputs; beyond it they go to a file in the workdir
+  })
+  return config
+
+
+def mlsl() -> ConfigDict:
+  """MLSL (paper 003)."""
+  config = self_training()
+  config.method = "mlsl"
+  config.rounds.num = 6
+  config.sisc = ConfigDict({
+    "patches": 50,
+    "size": (512, 512),
+    "batch": 10,  # patches a device at once
+    "votes": False,  # relative frequency of the argmax instead of averaged softmax (the paper's ablation, worse)
+  })
+  config.weak_labels = ConfigDict({
+    "weight": 0.025,  # lambda; 0 leaves image-level labels out
+    "eta": 0.05,
+    "width": 1.0,  # multiplies the image classifier's channels
+  })
+  return config

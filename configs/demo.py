@@ -1,0 +1,28 @@
+"""MLSL on the built-in street world: from its game look to its photo look, in a few minutes on two cores.
+
+  make demo
+  python -m jax_uda.main --config configs/demo.py --workdir runs/demo
+"""
+
+from configs import default
+
+
+def get_config():
+  """A narrow ResNet-18 on small images."""
+  config = default.mlsl()
+  size = {"height": 96, "width": 192}
+  config.source = default.dataset("street_world", domain="game", split="train", num=300, **size)
+  config.target = default.dataset("street_world", domain="photo", split="train", num=100, **size)
+  config.test = default.dataset("street_world", domain="photo", split="test", num=60, **size)
+  config.canvas = (96, 192)
+  config.network.update(
+    {"backbone": "resnet18", "width": 0.5, "num_stages": 3, "head_channels": 64, "head_dilation": 2}
+  )
+  config.augmentation.update({"crop": (80, 160), "scale": (0.8, 1.4)})
+  config.source_training.update({"steps": 500, "batch": 8, "rate": 0.03, "power": 0.9})
+  config.rounds.update({"num": 3, "steps": 120, "batch": 8, "rate": 0.015, "source_share": 0.33, "source_share_max": 0.33})
+  config.labels.update({"portion": 0.30, "portion_step": 0.10, "batch": 4})
+  config.sisc.update({"patches": 12, "size": (80, 160), "batch": 24})
+  config.weak_labels.width = 0.05
+  config.eval_batch = 8
+  return config

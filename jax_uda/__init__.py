@@ -1,0 +1,1 @@
+"""Unsupervised domain adaptation of semantic segmentation in JAX."""

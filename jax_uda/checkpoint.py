@@ -1,0 +1,97 @@
+"""Checkpoints: the only file that imports Orbax.
+
+A checkpoint's number is its place in the run, counting `num_steps + 1` places a stage, so that the end of a stage and the
+start of the next (the state after labelling and `begin`) are told apart.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
+
+from jax_uda.errors import UserError
+from jax_uda.state import Network, Stage, State
+
+
+class Checkpoints:
+  """The checkpoints of one run: written atomically, the last two kept, and the end of the first stage beside them."""
+
+  def __init__(self, directory: epath.PathLike, stages: Sequence[Stage]):
+    self.directory = epath.Path(directory)
+    self._starts = np.cumsum([0] + [stage.num_steps + 1 for stage in stages])
+    self._manager = ocp.CheckpointManager(
+      self.directory.absolute(),
+      options=ocp.CheckpointManagerOptions(
+        # The end of the first stage is what `start_from` of other runs takes over.
+        preservation_policy=AnyPreservationPolicy([LatestN(2), CustomSteps([stages[0].num_steps])]),
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=False,
+      ),
+    )
+
+  def save(self, stage_index: int, state: State, seconds: float) -> None:
+    """Writes the state at its step of the stage; a place that is already there is left alone."""
+    place = int(self._starts[stage_index]) + int(state.step)
+    if place in self._manager.all_steps():
+      return
+    self._manager.save(
+      place,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(jax.device_get(state)),
+        clock=ocp.args.JsonSave({"seconds": seconds}),
+      ),
+    )
+
+  def restore(self, like: State) -> tuple[int, State, float] | None:
+    """The latest checkpoint as (stage index, state, seconds spent in that stage), or None.
+
+    Args:
+      like: a state of the same structure.
+    """
+    place = self._manager.latest_step()
+    if place is None:
+      return None
+    found = self._manager.restore(
+      place,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(jax.tree.map(np.asarray, jax.device_get(like))),
+        clock=ocp.args.JsonRestore(),
+      ),
+    )
+    stage_index = int(np.searchsorted(self._starts, place, side="right")) - 1
+    return stage_index, found["state"], found["clock"]["seconds"]
+
+  def latest(self) -> str:
+    """Where the last good checkpoint lies, in words."""
+    place = self._manager.latest_step()
+    return "none yet" if place is None else str(self.directory / str(place))
+
+
+def take_networks(directory: epath.PathLike, place: int, state: State) -> State:
+  """`state` with the weights of those of its networks that a checkpoint of another run holds.
+
+  Raises:
+    UserError: no such checkpoint, or none of the networks in it.
+  """
+  path = epath.Path(directory).absolute()
+  if not (path / str(place)).is_dir():
+    raise UserError(f"start_from: {path} holds no finished stage `source`; let that run finish it, or name another")
+  with ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    found = manager.restore(place, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]["networks"]
+  shared = sorted(set(found) & set(state.networks))
+  if not shared:
+    raise UserError(f"start_from: {path} holds the networks {sorted(found)}, this run wants {sorted(state.networks)}")
+  networks = {name: _take(network, found[name]) if name in shared else network for name, network in state.networks.items()}
+  return state.replace(networks=networks)
+
+
+def _take(network: Network, found: dict[str, Any]) -> Network:
+  """A network with the params and statistics of a restored one, and its own optimizer state."""
+  return network.replace(
+    params=jax.tree.map(lambda _, x: x, network.params, found["params"]),
+    batch_stats=jax.tree.map(lambda _, x: x, network.batch_stats, found["batch_stats"] or {}),
+  )

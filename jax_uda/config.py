@@ -1,0 +1,103 @@
+"""Config files: Python with `get_config() -> ConfigDict`, and fields set on the command line."""
+
+import ast
+import difflib
+import importlib.util
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from jax_uda.errors import UserError
+
+
+def load_config(file: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+  """Reads a config file and sets fields in what it gives.
+
+  Args:
+    file: its path; a path such as configs/demo.py that does not exist here is looked for beside the installed package.
+    overrides: `field.subfield=value` each.
+
+  Returns:
+    The config, locked, with `data_dir` filled in.
+
+  Raises:
+    UserError: no such file, it breaks, or a field or value that does not fit.
+  """
+  path = Path(file)
+  installed = Path(__file__).parent.parent / path
+  if not path.is_file():
+    if not (installed.is_file() and path.parts[:1] == ("configs",)):
+      raise UserError(f"--config: there is no file {file}; those that come with jax_uda are {', '.join(known_configs())}")
+    path = installed
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  try:
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+  except Exception as error:  # whatever a user's file may raise
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    raise UserError(f"--config: {file}: {type(error).__name__}: {error} ({last.filename}:{last.lineno})") from error
+  config.lock()
+  for override in overrides:
+    _set(config, override)
+  if not config.data_dir:
+    config.data_dir = os.environ.get("JAX_UDA_DATA", "data")
+  return config
+
+
+def known_configs() -> list[str]:
+  """The configs that come with jax_uda, as paths for --config."""
+  folder = Path(__file__).parent.parent / "configs"
+  return sorted(f"configs/{path.name}" for path in folder.glob("*.py") if path.stem not in ("__init__", "default"))
+
+
+def _set(config: ml_collections.ConfigDict, override: str) -> None:
+  """Sets one field, its value read as the type that the field has."""
+  field, equals, text = override.partition("=")
+  if not equals:
+    raise UserError(f"--config.{field}: write --config.{field}=VALUE, in one word")
+  fields = dict(_fields(config))
+  if field not in fields:
+    near = difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
+    raise UserError(f"--config.{field}: there is no such field{f'; did you mean {near[0]}?' if near else ''}")
+  old = fields[field]
+  value = _parse(text, old)
+  if value is None:
+    raise UserError(f"--config.{field}: {text!r} will not do; it takes what looks like {old!r}")
+  *parents, name = field.split(".")
+  for parent in parents:
+    config = config[parent]
+  config[name] = value
+
+
+def _fields(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      yield from _fields(value, f"{prefix}{name}.")
+    else:
+      yield f"{prefix}{name}", value
+
+
+def _parse(text: str, like: Any) -> Any:
+  """`text` as a value of the type of `like`; None if it is none."""
+  if isinstance(like, str):
+    return text
+  if isinstance(like, bool):
+    return {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return None
+  if isinstance(like, tuple):
+    value = tuple(value) if isinstance(value, tuple | list) else (value,)
+    fits = len(value) == len(like) and all(isinstance(v, int | float) for v in value)
+    return tuple(type(old)(v) for old, v in zip(like, value, strict=True)) if fits else None
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return None
+  if isinstance(like, int) and value != int(value):
+    return None
+  return type(like)(value)

@@ -1,0 +1,1 @@
+"""Label spaces, data sources and the input pipeline."""

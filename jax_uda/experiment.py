@@ -1,0 +1,143 @@
+"""A config with everything that it names: method, data sets, stages; and the working directory that it owns."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from jax_uda import methods, parallel, report
+from jax_uda.data import sources
+from jax_uda.data.label_spaces import LabelSpace
+from jax_uda.errors import UserError
+from jax_uda.state import Stage
+
+# What a finished first stage depends on: `start_from` wants these equal.
+SOURCE_FIELDS = (
+  "seed",
+  "source",
+  "canvas",
+  "network",
+  "augmentation",
+  "optimizer",
+  "source_training",
+  "weights",
+  "weights_partial",
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+  """A resolved config.
+
+  Attributes:
+    config: with `num_classes` filled in.
+    datasets: sources by the names that streams use.
+    predict: `method.predict(config)`, made once so that it compiles once.
+  """
+
+  config: ml_collections.ConfigDict
+  method: ModuleType
+  space: LabelSpace
+  datasets: Mapping[str, Any]
+  stages: Sequence[Stage]
+  predict: Callable
+
+  def stage_key(self, index: int, purpose: int) -> jax.Array:
+    """The key for one purpose in one stage; everything random comes from these."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), index), purpose)
+
+
+def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
+  """Opens the data sets and plans the stages; reads no image.
+
+  Raises:
+    UserError: a data set is missing or does not fit the others, or a field has a value that is not offered.
+  """
+  source = sources.open_source(config.source, config.data_dir)
+  target = sources.open_source(config.target, config.data_dir)
+  if source.label_space is None:
+    raise UserError(f"config.source.dir: {config.source.dir} has no labels; it needs `labels/` and `classes.csv`")
+  datasets = {"source": source, "target": sources.Unlabelled(target), "target_truth": target}
+  if config.test.kind:
+    datasets["test"] = sources.open_source(config.test, config.data_dir)
+  for name in ("target", "test"):
+    other = datasets[name].label_space if name in datasets else None
+    if other not in (None, source.label_space):
+      raise UserError(
+        f"config.{name}: its classes are those of {other.name}, the source's those of {source.label_space.name}; "
+        "choose data sets with the same classes"
+      )
+  return plan(config, source.label_space, datasets, {name: len(dataset) for name, dataset in datasets.items()})
+
+
+def plan(
+  config: ml_collections.ConfigDict, space: LabelSpace, datasets: Mapping[str, Any], sizes: Mapping[str, int]
+) -> Experiment:
+  """An experiment from its config and the sizes of its data sets, which may be known without having them."""
+  method = find_method(config.method)
+  config = config.copy_and_resolve_references()
+  config.num_classes = len(space.classes)
+  stages = method.stages(config, sizes)
+  for stage in stages:
+    for stream in stage.streams.values():
+      parallel.check_batch(stream.batch, f"stage {stage.name}")
+  return Experiment(config, method, space, datasets, stages, method.predict(config))
+
+
+def find_method(name: str) -> ModuleType:
+  """The module of a method.
+
+  Raises:
+    UserError: there is none of that name.
+  """
+  known = method_names()
+  if name not in known:
+    raise UserError(f"config.method: there is no method {name!r}; choose one of {', '.join(known)}")
+  return importlib.import_module(f"jax_uda.methods.{name}")
+
+
+def method_names() -> list[str]:
+  """Every method there is."""
+  return sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
+
+
+def claim(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+  """Makes a working directory this config's, or refuses.
+
+  Raises:
+    UserError: it holds the run of another config, or is no directory.
+  """
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f"--workdir: {workdir} is a file; name a folder")
+  path = workdir / "config.json"
+  if path.exists():
+    if changes := differences(report.read_json(path), report.plain(config.to_dict())):
+      raise UserError(
+        f"--workdir: {workdir} holds a run of another config ({'; '.join(changes)}); name a new folder, or undo that"
+      )
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  report.write_json(path, config.to_dict())
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+  """The fields in which two configs differ, as `field: old -> new`."""
+  lines = []
+  for name in sorted({*old, *new}):
+    before, after = old.get(name, "absent"), new.get(name, "absent")
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+      lines += differences(before, after, f"{prefix}{name}.")
+    elif before != after:
+      lines.append(f"{prefix}{name}: {before} -> {after}")
+  return lines
+
+
+def source_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The part of a config that the first stage depends on."""
+  return {name: config[name] for name in SOURCE_FIELDS if name in config}

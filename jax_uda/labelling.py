@@ -1,0 +1,128 @@
+"""Labelling the target: the network once per image, folds over its kept outputs, then labels as PNG files."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from jax_uda import inference, metrics, parallel, report
+from jax_uda.data import pipeline
+from jax_uda.data.label_spaces import IGNORE
+from jax_uda.experiment import Experiment
+from jax_uda.pictures import write_png
+from jax_uda.state import State
+from jax_uda.stopping import StopSignal
+
+
+def label_target(experiment: Experiment, workdir: epath.Path, index: int, state: State, stop: StopSignal) -> None:
+  """Writes a stage's pseudo-labels, and beside them a record of what they came to.
+
+  Written are `pseudo_labels/<stage>/<image id>.png` (train ids at the size that the canvas gave the image, 255 = ignore)
+  and `pseudo_labels/<stage>.json`.
+  """
+  config, stage, target = experiment.config, experiment.stages[index], experiment.datasets["target_truth"]
+  labelling, canvas, num = stage.labelling, tuple(config.canvas), len(target)
+  folder = workdir / "pseudo_labels" / stage.name
+  if folder.exists():
+    folder.rmtree()  # of a process that was killed on the way
+  folder.mkdir(parents=True)
+
+  def batches():
+    return pipeline.eval_batches(target, labelling.batch * jax.local_device_count(), canvas, threads=config.threads)
+
+  state = parallel.replicate(state)
+  ids: list[str] = []
+  with inference.KeptOutputs(num, config.labels.keep_gib, workdir / "spill") as kept:
+    with report.Progress(f"{stage.name} · network", num, "images") as bar:
+      for done in inference.segment(labelling, state, experiment.stage_key(index, 1), _noting(batches(), ids), kept):
+        bar.update(done)
+        stop.check()
+    found: dict[str, Any] = {}
+    for name in labelling.folds:
+      found[name] = inference.fold(labelling, name, state.hyper, found, kept, canvas)
+      stop.check()
+    counts = _Counts(len(experiment.space.classes))
+    truths = _truths(batches())
+    with report.Progress(f"{stage.name} · labels", num, "images") as bar:
+      for image_id, (labels, valid) in zip(ids, inference.select(labelling, state.hyper, found, kept, canvas), strict=True):
+        write_png(folder / f"{image_id}.png", labels)
+        counts.add(labels, valid, next(truths))
+        bar.update(1)
+        stop.check()
+  record = {**counts.record(), **labelling.numbers(found)}
+  report.write_json(workdir / "pseudo_labels" / f"{stage.name}.json", record)
+
+
+def label_statistics(experiment: Experiment, workdir: epath.Path) -> dict[str, np.ndarray]:
+  """The method's statistics of the source labels, for `State.hyper`; made once a run, kept in label_statistics.npz."""
+  folds = experiment.method.label_statistics(experiment.config)
+  path = workdir / "label_statistics.npz"
+  if not folds:
+    return {}
+  if path.exists():
+    return report.read_npz(path)
+  source = experiment.datasets["source"]
+  stats = {name: fold.init() for name, fold in folds.items()}
+  batches = pipeline.eval_batches(source, 1, tuple(experiment.config.canvas), threads=experiment.config.threads)
+  with report.Progress("source labels · statistics", len(source), "images") as bar:
+    for batch in batches:
+      height, width = batch["size"][0]
+      label = batch["label"][0, :height, :width]
+      stats = {name: fold.merge(stats[name], fold.update(fold.init(), label)) for name, fold in folds.items()}
+      bar.update(1)
+  found = {name: np.asarray(fold.finish(stats[name]), np.float32) for name, fold in folds.items()}
+  report.write_npz(path, found)
+  return found
+
+
+def pseudo_label_counts(workdir: epath.Path, stage: str) -> report.PseudoLabelCounts:
+  """What a stage's labelling came to, from its record."""
+  record = report.read_json(workdir / "pseudo_labels" / f"{stage}.json")
+  confusion = record["confusion"]
+  return report.PseudoLabelCounts(
+    np.array(record["selected"]), record["pixels"], None if confusion is None else np.array(confusion)
+  )
+
+
+class _Counts:
+  """Whole numbers over all labelled images."""
+
+  def __init__(self, num_classes: int):
+    self._num_classes = num_classes
+    self._selected = np.zeros(num_classes, np.int64)
+    self._pixels = self._uncovered = 0
+    self._confusion: np.ndarray | None = None
+
+  def add(self, labels: np.ndarray, valid: np.ndarray, truth: np.ndarray | None) -> None:
+    self._selected += np.bincount(labels[labels != IGNORE], minlength=self._num_classes)
+    self._pixels += labels.size
+    self._uncovered += int((~valid).sum())
+    if truth is not None:
+      seen = np.where(labels == IGNORE, IGNORE, truth)
+      confusion = np.asarray(metrics.confusion_matrix(seen, labels, self._num_classes), np.int64)
+      self._confusion = confusion if self._confusion is None else self._confusion + confusion
+
+  def record(self) -> dict[str, Any]:
+    return {
+      "selected": self._selected,
+      "pixels": self._pixels,
+      "uncovered": self._uncovered,
+      "confusion": self._confusion,
+    }
+
+
+def _noting(batches: Iterable[dict[str, Any]], ids: list[str]) -> Iterator[dict[str, Any]]:
+  for batch in batches:
+    ids += [name for name, valid in zip(batch["id"], batch["valid"], strict=True) if valid]
+    yield batch
+
+
+def _truths(batches: Iterable[dict[str, Any]]) -> Iterator[np.ndarray | None]:
+  """True labels at the size of the content, read for scoring only; None for images that have none."""
+  for batch in batches:
+    for i in np.flatnonzero(batch["valid"]):
+      height, width = batch["size"][i]
+      yield None if batch["full_label"][i] is None else batch["label"][i, :height, :width]
+

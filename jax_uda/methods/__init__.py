@@ -1,0 +1,1 @@
+"""One file a method; `config.method` is the name of the file."""

@@ -1,0 +1,108 @@
+"""What every network here is made of: convolution, batch normalisation, dropout, all channels last."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jax_uda.errors import UserError
+from jax_uda.state import DEVICE_AXIS
+
+BATCH_NORM_MODES = ("per_device", "synced", "frozen")
+COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, as torchvision has it
+# A layer with few outputs gets tiny fan-out: He would start logits at tens of units, where softmax is saturated.
+small_normal = nn.initializers.normal(0.01)
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+  """Returns the type that layers compute in; parameters are float32 whatever it is.
+
+  Raises:
+    UserError: the name is neither float32 nor bfloat16.
+  """
+  if name not in COMPUTE_DTYPES:
+    raise UserError(f"unknown dtype {name!r} of the network; choose one of {', '.join(COMPUTE_DTYPES)}")
+  return jnp.dtype(COMPUTE_DTYPES[name])
+
+
+def scaled(channels: int, width: float) -> int:
+  """Returns the number of channels of a layer under the `width` multiplier, at least 1."""
+  return max(1, round(channels * width))
+
+
+def conv(
+  features: int,
+  kernel: int,
+  *,
+  stride: int = 1,
+  dilation: int = 1,
+  bias: bool = False,
+  dtype: jnp.dtype = jnp.float32,
+  kernel_init: nn.initializers.Initializer = he_normal,
+  name: str | None = None,
+) -> nn.Conv:
+  """Makes a square convolution padded alike on all sides, as PyTorch and MXNet do; XLA's SAME is lopsided at stride 2.
+
+  For odd kernels the output has ceil(input / stride) rows and columns.
+  """
+  pad = (dilation * (kernel - 1) + 1) // 2
+  return nn.Conv(
+    features,
+    (kernel, kernel),
+    strides=stride,
+    kernel_dilation=dilation,
+    padding=[(pad, pad)] * 2,
+    use_bias=bias,
+    dtype=dtype,
+    kernel_init=kernel_init,
+    name=name,
+  )
+
+
+def batch_norm(
+  mode: str, *, train: bool, epsilon: float = 1e-5, dtype: jnp.dtype = jnp.float32, name: str | None = None
+) -> nn.BatchNorm:
+  """Makes a batch normalisation whose running statistics keep 0.9 of the old value at each training step.
+
+  Args:
+    mode: where training statistics come from: `per_device` the batch on this device; `synced` the batches of all
+      devices, under a pmap over DEVICE_AXIS; `frozen` the running averages, which stay as they are. Scale and bias
+      train in all three.
+    train: whether to normalise by the batch's statistics and update the running ones.
+    epsilon: added to the variance.
+    dtype: of the output; statistics are float32.
+    name: of the module.
+
+  Raises:
+    UserError: unknown mode.
+  """
+  if mode not in BATCH_NORM_MODES:
+    raise UserError(f"unknown batch_norm {mode!r} of the network; choose one of {', '.join(BATCH_NORM_MODES)}")
+  return nn.BatchNorm(
+    use_running_average=not train or mode == "frozen",
+    momentum=0.9,
+    epsilon=epsilon,
+    dtype=dtype,
+    axis_name=DEVICE_AXIS if mode == "synced" else None,
+    name=name,
+  )
+
+
+def dropout(x: jax.Array, rate: float, keys: jax.Array, layer: int) -> jax.Array:
+  """Zeroes a share of each example's values and scales up the rest, drawing by one key per example.
+
+  Args:
+    x: [B, ...].
+    rate: share in 0..1 to drop.
+    keys: [B] PRNG keys; an example's mask depends on its own key alone, so not on how the batch is split over devices.
+    layer: tells the dropout layers of one network apart, which share the keys.
+
+  Returns:
+    [B, ...], of the type of `x`.
+  """
+
+  def draw(key):
+    return jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, x.shape[1:])
+
+  return jnp.where(jax.vmap(draw)(keys), x / (1 - rate), jnp.zeros_like(x))

@@ -1,0 +1,138 @@
+"""Weights from elsewhere, taken over by name and shape; nothing is ever unpickled.
+
+A network has a table that says what each of its arrays is called over there: `{flax path: foreign name}`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from etils import epath
+from flax import traverse_util
+
+from jax_uda.errors import UserError
+
+Path = tuple[str, ...]
+Variables = dict[str, Any]
+
+TORCH_LEAVES = {
+  ("params", "kernel"): "weight",
+  ("params", "scale"): "weight",
+  ("params", "bias"): "bias",
+  ("batch_stats", "mean"): "running_mean",
+  ("batch_stats", "var"): "running_var",
+}
+TORCH_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}  # where PyTorch's axes are in ours: OI from IO, OIHW from HWIO
+MOST_NAMES = 20  # of one kind in an error line
+
+
+@dataclass(frozen=True)
+class Report:
+  """What became of each name, all of them the file's way of naming.
+
+  Attributes:
+    loaded: in both, and taken over.
+    missing: in the network but not in the file.
+    unused: in the file but not in the network.
+    mismatched: in both, with another shape: (name, shape in the file, shape in the network), in the file's layout.
+  """
+
+  loaded: tuple[str, ...]
+  missing: tuple[str, ...]
+  unused: tuple[str, ...]
+  mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+
+def resnet_names(variables: Variables) -> dict[Path, str]:
+  """Returns torchvision's name of every array of the `backbone` in a ResNet segmenter's variables.
+
+  Modules already bear torchvision's names, with `_` for `.`: ("params", "backbone", "layer1_0", "conv1", "kernel") is
+  layer1.0.conv1.weight.
+  """
+  return {
+    path: ".".join((*path[2:-1], "")).replace("_", ".") + TORCH_LEAVES[path[0], path[-1]]
+    for path in traverse_util.flatten_dict(variables)
+    if path[1] == "backbone"
+  }
+
+
+def load_torchvision(path: str, variables: Variables, partial: bool = False) -> tuple[Variables, Report]:
+  """Takes over the backbone of a ResNet-18 segmenter from a torchvision-layout .safetensors file.
+
+  Args:
+    path: of the file.
+    variables: the segmenter's, with `params` and `batch_stats`; they are not changed.
+    partial: goes on where names are missing, unknown or of another shape; what is not loaded keeps its value.
+
+  Returns:
+    New variables, and the report of what was loaded. The classifier `fc`, a layer4 that the network leaves out, and
+    `num_batches_tracked` are unused and no reason to stop.
+
+  Raises:
+    UserError: the file cannot be read, nothing in it fits, or some names do not fit and `partial` is not set.
+  """
+  arrays = _read_safetensors(path)
+  new, report = _take_over(arrays, variables, resnet_names(variables))
+  if not report.loaded:
+    raise UserError(
+      f"nothing in the weights {path} fits this network; expected a ResNet-18 with torchvision's names "
+      "and the network's width"
+    )
+  unknown = [name for name in report.unused if not _left_out(name)]
+  if not partial and (report.missing or report.mismatched or unknown):
+    other_shapes = [f"{name} (file {there}, network {here})" for name, there, here in report.mismatched]
+    faults = {"missing from the file": report.missing, "of another shape": other_shapes, "unknown": unknown}
+    table = "; ".join(f"{len(names)} {fault}: {_listing(names)}" for fault, names in faults.items() if names)
+    raise UserError(
+      f"the weights {path} do not fit this network: {table}; mend the file, or allow a partial import, "
+      "which keeps the initial values there"
+    )
+  return new, report
+
+
+def _take_over(
+  arrays: Mapping[str, np.ndarray], variables: Variables, names: Mapping[Path, str]
+) -> tuple[Variables, Report]:
+  flat = traverse_util.flatten_dict(variables)
+  loaded, missing, mismatched = [], [], []
+  for path, name in names.items():
+    axes = TORCH_AXES[flat[path].ndim]
+    shape = tuple(flat[path].shape[axis] for axis in axes)
+    if name not in arrays:
+      missing.append(name)
+    elif arrays[name].shape != shape:
+      mismatched.append((name, arrays[name].shape, shape))
+    else:
+      loaded.append(name)
+      flat[path] = jnp.asarray(arrays[name].transpose(np.argsort(axes)), flat[path].dtype)
+  unused = set(arrays) - set(names.values())
+  report = Report(tuple(sorted(loaded)), tuple(sorted(missing)), tuple(sorted(unused)), tuple(sorted(mismatched)))
+  return traverse_util.unflatten_dict(flat), report
+
+
+def _left_out(name: str) -> bool:
+  return name.startswith(("fc.", "layer4.")) or name.endswith(".num_batches_tracked")
+
+
+def _listing(names: Iterable[str]) -> str:
+  names = list(names)
+  more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+  return ", ".join(names[:MOST_NAMES]) + more
+
+
+def _read_safetensors(path: str) -> dict[str, np.ndarray]:
+  file = epath.Path(path)
+  if file.suffix != ".safetensors":
+    raise UserError(f"the weights {path} are not a .safetensors file; save them with safetensors.torch.save_file")
+  try:
+    return safetensors.numpy.load(file.read_bytes())
+  except OSError as error:
+    raise UserError(f"cannot read the weights {path}: {error.strerror}; check the path") from error
+  except safetensors.SafetensorError as error:
+    raise UserError(f"the weights {path} are damaged or no .safetensors file ({error}); fetch them again") from error
+  except KeyError as error:  # a number type that NumPy lacks
+    raise UserError(f"the weights {path} hold numbers of type {error}; convert them to float32") from error

@@ -1,0 +1,58 @@
+"""Optimizers and learning rates as functions of what `State.hyper` holds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jax_uda.state import Network
+
+
+def sgd(momentum: float, weight_decay: float, multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+  """SGD with momentum, L2 decay and a learning rate of 1, which `update` scales.
+
+  Args:
+    multipliers: learning-rate factors of submodules by name (`{"head": 10.0}`); those not named have 1.
+  """
+
+  def scale(updates, params=None):
+    del params
+    return {name: jax.tree.map(lambda x, m=multipliers.get(name, 1.0): m * x, tree) for name, tree in updates.items()}
+
+  return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(momentum), optax.stateless(scale))
+
+
+def make_network(variables: Mapping[str, Any], optimizer: optax.GradientTransformation) -> Network:
+  """A player with a fresh optimizer state, from a Flax module's variables."""
+  params = variables["params"]
+  return Network(params=params, batch_stats=variables.get("batch_stats", {}), opt_state=optimizer.init(params))
+
+
+def restart(network: Network, optimizer: optax.GradientTransformation) -> Network:
+  """The same weights with a fresh optimizer state."""
+  return network.replace(opt_state=optimizer.init(network.params))
+
+
+def update(
+  network: Network, gradients: Any, batch_stats: Any, optimizer: optax.GradientTransformation, rate: jax.Array
+) -> Network:
+  """One step against the gradients, which are already summed over devices."""
+  updates, opt_state = optimizer.update(gradients, network.opt_state, network.params)
+  params = jax.tree.map(lambda p, u: p - rate * u, network.params, updates)
+  return Network(params=params, batch_stats=batch_stats, opt_state=opt_state)
+
+
+def schedule(rate: float, num_steps: int, power: float) -> dict[str, jax.Array]:
+  """The part of `State.hyper` that `learning_rate` reads: rate · (1 - step / num_steps)^power; power 0 is constant."""
+  return {
+    "rate": jnp.float32(rate),
+    "num_steps": jnp.float32(num_steps),
+    "power": jnp.float32(power),
+  }
+
+
+def learning_rate(hyper: Mapping[str, jax.Array], step: jax.Array) -> jax.Array:
+  """The learning rate at a step of the stage; see `schedule`."""
+  return hyper["rate"] * (1.0 - step / hyper["num_steps"]) ** hyper["power"]

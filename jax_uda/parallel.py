@@ -1,0 +1,71 @@
+"""Devices: the only file that knows pmap.
+
+Every function handed in here is pure and defined once (at module level, or a partial made once in a run): it is wrapped,
+and compiled, once.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_uda.errors import UserError
+from jax_uda.state import DEVICE_AXIS
+
+
+@functools.cache
+def train_step(step: Callable) -> Callable:
+  """pmaps `step(state, batches, key) -> (state, metrics)`; batches are host arrays [global batch, …].
+
+  The state carries no device axis and is donated.
+  """
+  mapped = jax.pmap(step, axis_name=DEVICE_AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
+  return lambda state, batches, key: mapped(state, shard(batches), key)
+
+
+@functools.cache
+def per_example(function: Callable) -> Callable:
+  """pmaps `function(shared, batch) -> pytree [batch, …]`; takes and gives host arrays [global batch, …]."""
+  mapped = jax.pmap(function, axis_name=DEVICE_AXIS, in_axes=(None, 0))
+
+  def call(shared: Any, batch: Any) -> Any:
+    outputs = jax.device_get(mapped(shared, shard(batch)))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+
+  return call
+
+
+@functools.cache
+def per_device(function: Callable) -> Callable:
+  """pmaps `function(shared, batch) -> pytree`; gives a list of host pytrees, one a device."""
+  mapped = jax.pmap(function, axis_name=DEVICE_AXIS, in_axes=(None, 0))
+
+  def call(shared: Any, batch: Any) -> list[Any]:
+    outputs = jax.device_get(mapped(shared, shard(batch)))
+    return [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(jax.local_device_count())]
+
+  return call
+
+
+def shard(batch: Any) -> Any:
+  """[devices · n, …] -> [devices, n, …]."""
+  num = jax.local_device_count()
+  return jax.tree.map(lambda x: x.reshape(num, -1, *x.shape[1:]), batch)
+
+
+def replicate(state: Any) -> Any:
+  """Puts a pytree onto every device, so that the first step compiles for the sharding that all later ones have."""
+  mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (DEVICE_AXIS,))
+  return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def check_batch(batch: int, field: str) -> None:
+  """Refuses a batch that the devices cannot share.
+
+  Raises:
+    UserError: the batch does not divide over the devices.
+  """
+  if batch < 1 or batch % jax.device_count():
+    raise UserError(f"{field}: a batch of {batch} does not divide over {jax.device_count()} devices; choose a multiple")

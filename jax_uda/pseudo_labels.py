@@ -1,0 +1,255 @@
+"""From scores to pseudo-labels: class-wise thresholds, selection, and the sum over patches.
+
+Symbols: p = probability (or a score weighted by a spatial prior, which may exceed 1); conf = its maximum over the
+classes; a class's *pool* = conf at the pixels predicted as that class; k = a rank counted from the largest, from 1.
+Axes: H, W = pixels, C = classes, h, w = a patch's pixels. A pixel whose scores are all zero (no patch covers it) or NaN
+is in no pool and is never selected.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+# Confidences are binned by their float32 bits, never by a logarithm, so every backend puts a value in the same bin. An
+# octave has 1024 bins: octaves of p itself below 0.5 and above 1, of 1 - p in between, because softmax confidences pile
+# up next to 1. There 1 - p is exact, a whole number ("gap") of steps of 2^-24; gaps below 1024 have a bin each, and so
+# has p = 1, gap 0.
+_SHIFT = 13  # drops all but ten of the mantissa's 23 bits
+_SMALLEST, _LARGEST = 2.0**-24, 2.0**12  # what lies outside falls in the first and the last bin
+_STEPS = 2.0**24
+
+
+RANKS = ("paper", "code")  # 1-based, descending: round-half-up(portion·N), floor(portion·N)
+
+
+def _prefix(value: float) -> int:
+  return int(np.float32(value).view(np.int32)) >> _SHIFT
+
+
+_HALF = 1 + _prefix(0.5) - _prefix(_SMALLEST)  # bin of p = 0.5
+_ONE = _HALF + 1024 + _prefix(_STEPS / 2) - _prefix(1024)  # bin of p = 1
+NUM_BINS = _ONE + 1 + _prefix(_LARGEST) - _prefix(1)
+
+
+@jax.jit
+def confidence_bins(confidences: ArrayLike) -> Array:
+  """Bin of each confidence, int32 in [0, NUM_BINS): monotone, exact, and of the same width in log(1 - p) up to 1."""
+
+  def prefix(x):
+    return lax.bitcast_convert_type(x, jnp.int32) >> _SHIFT
+
+  p = jnp.asarray(confidences, jnp.float32)
+  gap = (1 - jnp.clip(p, 0.5, 1)) * jnp.float32(_STEPS)
+  below = prefix(jnp.clip(p, _SMALLEST / 2, 0.5)) - _prefix(_SMALLEST) + 1
+  between = _ONE - jnp.where(gap < 1024, gap.astype(jnp.int32), prefix(gap) - _prefix(1024) + 1024)
+  above = _ONE + 1 + prefix(jnp.clip(p, 1, _LARGEST)) - _prefix(1)
+  return jnp.where(p < 0.5, jnp.maximum(below, 0), jnp.where(p <= 1, between, jnp.minimum(above, NUM_BINS - 1)))
+
+
+def _edges() -> tuple[np.ndarray, np.ndarray]:
+  def floats(start, stop):  # the first float of each prefix
+    return (np.arange(_prefix(start), _prefix(stop), dtype=np.int32) << _SHIFT).view(np.float32)
+
+  gaps = np.concatenate([np.arange(1024), floats(1024, _STEPS / 2), [_STEPS / 2]])  # the first gap of each bin
+  widest = np.append(gaps[1:] - 1, _STEPS / 2)
+  above = floats(1, _LARGEST)
+  above[0] = np.nextafter(np.float32(1), np.float32(2))
+  lower = np.concatenate([[0], floats(_SMALLEST, 0.5), 1 - widest[::-1] / _STEPS, above]).astype(np.float32)
+  upper = np.append(np.nextafter(lower[1:], np.float32(-np.inf)), np.finfo(np.float32).max)
+  return lower, upper
+
+
+# The smallest and the largest float32 of each bin, [NUM_BINS].
+BIN_LOWER, BIN_UPPER = _edges()
+
+
+@struct.dataclass
+class Histogram:
+  """The pools of a set of images, in memory that does not grow with it; additive over images, devices and hosts."""
+
+  counts: Array  # [C, NUM_BINS] pixels; int32 on the device, int64 once merged on the host
+  maximum: Array  # [C] largest confidence of the pool, 0 where it is empty
+
+
+def init_histogram(num_classes: int) -> Histogram:
+  """Histogram of empty pools: int32 counts [C, NUM_BINS] and float32 maxima [C]."""
+  return Histogram(jnp.zeros((num_classes, NUM_BINS), jnp.int32), jnp.zeros(num_classes, jnp.float32))
+
+
+def _pool(probabilities: Array, mask: Array | None) -> tuple[Array, Array, Array]:
+  """(predicted class, confidence, in a pool?), each [..., H, W]; argmax and maximum in float32."""
+  p = probabilities.astype(jnp.float32)
+  predicted, confidence = p.argmax(-1), p.max(-1)
+  # The smallest normal number and not 0: some backends read smaller ones as 0.
+  pooled = confidence >= jnp.finfo(jnp.float32).tiny
+  return predicted, confidence, pooled if mask is None else pooled & mask
+
+
+@jax.jit
+def _update(histogram: Histogram, probabilities: Array, mask: Array | None) -> Histogram:
+  num_classes = histogram.counts.shape[0]
+  predicted, confidence, pooled = _pool(probabilities, mask)
+  index = jnp.where(pooled, predicted * NUM_BINS + confidence_bins(confidence), num_classes * NUM_BINS)
+  counts = histogram.counts.reshape(-1).at[index.reshape(-1)].add(1, mode="drop").reshape(histogram.counts.shape)
+  own = pooled[..., None] & (predicted[..., None] == jnp.arange(num_classes))
+  maximum = jnp.where(own, confidence[..., None], 0).max(range(own.ndim - 1))
+  return Histogram(counts, jnp.maximum(histogram.maximum, maximum))
+
+
+def update_histogram(histogram: Histogram, probabilities: ArrayLike, mask: ArrayLike | None = None) -> Histogram:
+  """Histogram with the pixels of `probabilities` [..., H, W, C] added; those where `mask` [..., H, W] is false are not.
+
+  Runs inside jit as well. Device counts are int32: start anew and merge on the host before 2^31 pixels are in.
+  Raises TypeError for a merged histogram, whose int64 counts the device would truncate.
+  """
+  if histogram.counts.dtype != np.int32:
+    raise TypeError("update_histogram goes on from init_histogram; merge the result into the int64 counts instead")
+  return _update(histogram, jnp.asarray(probabilities), None if mask is None else jnp.asarray(mask, bool))
+
+
+def merge_histograms(a: Histogram, b: Histogram) -> Histogram:
+  """The histogram of both sets of images, on the host: NumPy int64 counts (2975 images overflow int32), maxima."""
+  return Histogram(np.add(a.counts, b.counts, dtype=np.int64), np.maximum(a.maximum, b.maximum))
+
+
+def _ranks(sizes: np.ndarray, portion: float, rank: str) -> np.ndarray:
+  """Rank of each pool's threshold, 0 = select nothing; float64 on the host, for accelerators only emulate it."""
+  portion = float(portion)
+  if not 0 <= portion <= 1:
+    raise ValueError(f"portion is {portion}; it must lie in 0..1")
+  if rank not in RANKS:
+    raise ValueError(f"rank is {rank!r}; it must be 'paper' (rounds p·N) or 'code' (rounds it down)")
+  return np.floor(portion * sizes.astype(np.float64) + (0.5 if rank == "paper" else 0)).astype(np.int64)
+
+
+@jax.jit
+def _values_at_ranks(counts: Array, maximum: Array, ranks: Array) -> Array:
+  """Threshold [C] at rank k of each pool; traced with 64-bit types on."""
+  reached = jnp.cumsum(counts.astype(jnp.int64)[:, ::-1], axis=1)[:, ::-1]  # pixels in this bin and those above
+  found = (reached >= ranks[:, None]).sum(1) - 1
+  in_bin = jnp.take_along_axis(counts, found[:, None], 1)[:, 0]
+  left = jnp.take_along_axis(reached, found[:, None], 1)[:, 0] - ranks  # pixels of the bin that rank below k
+  lower, upper = jnp.asarray(BIN_LOWER)[found], jnp.minimum(jnp.asarray(BIN_UPPER)[found], maximum)
+  span = upper.astype(jnp.float64) - lower.astype(jnp.float64)
+  # Linear within the bin; the pool's largest value, rank 1, comes out exact.
+  values = (lower + span * (left + 1) / jnp.maximum(in_bin, 1)).astype(jnp.float32)
+  # A threshold equal to the pool's maximum would select nothing at all.
+  values = jnp.minimum(values, jnp.nextafter(maximum, jnp.float32(-jnp.inf)))
+  return jnp.where(ranks > 0, values, jnp.float32(jnp.inf))
+
+
+def _thresholds(counts: np.ndarray, maximum: np.ndarray, portion: float, rank: str) -> Array:
+  ranks = _ranks(counts.sum(1, dtype=np.int64), portion, rank)
+  with jax.enable_x64(True):
+    return _values_at_ranks(counts, np.asarray(maximum, np.float32), ranks)
+
+
+def class_balanced_thresholds(histogram: Histogram, portion: float, rank: str = "paper") -> Array:
+  """Threshold exp(-k_c) of each class, float32 [C]: the confidence at rank round(portion·N_c) of its own pool.
+
+  Lies in the same bin as `exact_class_balanced_thresholds`, always. Where that value is the pool's maximum it is the
+  next smaller float, so that `select`'s strict comparison keeps the pixel; +inf where the rank is 0 or the pool empty.
+  The ranks are found on the host, so this is no part of a larger jit; counts may be int64.
+  Raises ValueError for a portion outside 0..1 or a rank other than 'paper' and 'code' (p·N rounded down).
+  Source: CBST, Algorithm 2; its released code for 'code'.
+  """
+  return _thresholds(np.asarray(histogram.counts), np.asarray(histogram.maximum), portion, rank)
+
+
+def global_threshold(histogram: Histogram, portion: float, rank: str = "paper") -> Array:
+  """One threshold from the pool of all classes together, C times: float32 [C]; otherwise as class_balanced_thresholds.
+
+  Source: CBST, Algorithm 1.
+  """
+  counts = np.asarray(histogram.counts).sum(0, dtype=np.int64, keepdims=True)
+  threshold = _thresholds(counts, np.max(histogram.maximum, keepdims=True), portion, rank)
+  return jnp.broadcast_to(threshold, histogram.maximum.shape)
+
+
+def _exact_thresholds(pools: np.ndarray, confidences: np.ndarray, num_pools: int, portion: float, rank: str):
+  order = np.lexsort((-confidences, pools))
+  confidences = confidences[order]
+  sizes = np.bincount(pools, minlength=num_pools)
+  ranks = _ranks(sizes, portion, rank)
+  thresholds = np.full(num_pools, np.inf, np.float32)
+  some = ranks > 0
+  first = (np.cumsum(sizes) - sizes)[some]
+  values, maxima = confidences[first + ranks[some] - 1], confidences[first]
+  thresholds[some] = np.where(values == maxima, np.nextafter(maxima, np.float32(-np.inf)), values)
+  return thresholds
+
+
+def _exact_pool(probabilities: ArrayLike, mask: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
+  mask = None if mask is None else jnp.asarray(mask, bool)
+  predicted, confidence, pooled = map(np.asarray, _pool(jnp.asarray(probabilities), mask))
+  return predicted[pooled], confidence[pooled]
+
+
+def exact_class_balanced_thresholds(
+  probabilities: ArrayLike, portion: float, rank: str = "paper", mask: ArrayLike | None = None
+) -> np.ndarray:
+  """What `class_balanced_thresholds` stands for, by sorting all confidences of `probabilities` [..., H, W, C]."""
+  return _exact_thresholds(*_exact_pool(probabilities, mask), np.shape(probabilities)[-1], portion, rank)
+
+
+def exact_global_threshold(
+  probabilities: ArrayLike, portion: float, rank: str = "paper", mask: ArrayLike | None = None
+) -> np.ndarray:
+  """What `global_threshold` stands for, by sorting all confidences of `probabilities` [..., H, W, C]."""
+  predicted, confidences = _exact_pool(probabilities, mask)
+  return np.repeat(_exact_thresholds(np.zeros_like(predicted), confidences, 1, portion, rank), probabilities.shape[-1])
+
+
+@jax.jit
+def select(probabilities: Array, thresholds: Array, ignore_label: int = 255, mask: Array | None = None) -> Array:
+  """Pseudo-labels uint8 [..., H, W]: c* = argmax p/t of `probabilities` [..., H, W, C], kept where p(c*) > t(c*).
+
+  `thresholds` is [C]; +inf selects nothing of that class. All other pixels, and those where `mask` [..., H, W] is
+  false, get `ignore_label`. Source: CBST, eqs. 5 and 8.
+  """
+  p = probabilities.astype(jnp.float32)
+  # If any class exceeds its threshold, so does the argmax of p/t. Comparing p with t spares the ratio's rounding.
+  over = p > thresholds
+  labels = jnp.where(over, p / thresholds, 0).argmax(-1).astype(jnp.uint8)
+  kept = over.any(-1) if mask is None else over.any(-1) & mask
+  return jnp.where(kept, labels, jnp.asarray(ignore_label, jnp.uint8))
+
+
+def random_boxes(key: Array, num: int, patch: tuple[int, int], size: ArrayLike) -> Array:
+  """Uniform (top, left) of `num` patches (h, w) inside an image of `size` (H, W), which may be traced: int32 [num, 2].
+
+  An image smaller than the patch gives 0. Source: MLSL, section 3.2 (SISC).
+  """
+  last = jnp.maximum(jnp.asarray(size, jnp.int32) - jnp.asarray(patch, jnp.int32), 0)
+  return jax.random.randint(key, (num, 2), 0, last + 1)
+
+
+@jax.jit
+def add_patch(total: Array, count: Array, patch: Array, top: ArrayLike, left: ArrayLike) -> tuple[Array, Array]:
+  """`total` [H, W, C] and `count` [H, W] with one patch [h, w, C] added at (top, left), which may be traced.
+
+  A patch that would stick out is moved inside. Source: MLSL, section 3.2.
+  """
+  height, width, _ = patch.shape
+  before = lax.dynamic_slice(total, (top, left, 0), patch.shape)
+  seen = lax.dynamic_slice(count, (top, left), (height, width))
+  total = lax.dynamic_update_slice(total, before + patch.astype(total.dtype), (top, left, 0))
+  return total, lax.dynamic_update_slice(count, seen + 1, (top, left))
+
+
+@jax.jit
+def normalise(total: Array, count: Array) -> tuple[Array, Array]:
+  """(mean scores [H, W, C], covered [H, W]) of the patches added to `total`; scores are 0 where no patch lies."""
+  return total / jnp.maximum(count, 1)[..., None], count > 0
+
+
+@jax.jit
+def votes(patch: Array) -> Array:
+  """One vote per pixel for the argmax of `patch` [..., C], to add in place of the softmax: the relative frequency.
+
+  Source: MLSL, ablation on relative-frequency pseudo-labels.
+  """
+  return jax.nn.one_hot(patch.argmax(-1), patch.shape[-1], dtype=patch.dtype)

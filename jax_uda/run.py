@@ -1,0 +1,141 @@
+"""The story of a run: stages in order, each one labelled, trained, scored and written down; resumed where it stopped."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from ml_collections import ConfigDict
+
+from jax_uda import evaluate, labelling, parallel, pictures, report, training
+from jax_uda.checkpoint import Checkpoints, take_networks
+from jax_uda.errors import UserError
+from jax_uda.experiment import Experiment, claim, differences, open_experiment, source_settings
+from jax_uda.state import State
+from jax_uda.stopping import StopSignal
+
+
+def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
+  """Runs what is left of a config's stages in a working directory.
+
+  Args:
+    config: see `configs/default.py`.
+    workdir: where everything goes. An unfinished run of the same config in it goes on where it stopped.
+
+  Returns:
+    What results.json holds.
+
+  Raises:
+    UserError: config, data or working directory are not right, or a loss is not finite.
+    Interrupted: SIGTERM came.
+  """
+  workdir = epath.Path(workdir)
+  experiment = open_experiment(config)
+  claim(config, workdir)
+  report.write_classes(workdir, experiment.space)
+  checkpoints = Checkpoints(workdir / "checkpoints", experiment.stages)
+  results = open_results(experiment, workdir)
+  with StopSignal() as stop:
+    index, state, seconds = start_or_resume(experiment, workdir, checkpoints)
+    while True:
+      state, seconds = training.train(experiment, workdir, index, state, checkpoints, seconds, stop)
+      if index == len(results["stages"]):
+        results["stages"].append(score(experiment, workdir, index, state, seconds, stop))
+        write_results(workdir, results, finished=index + 1 == len(experiment.stages))
+        print(f"\n{report.iou_table(results['stages'])}\n", flush=True)
+      index += 1
+      if index == len(experiment.stages):
+        break
+      state, seconds = begin(experiment, workdir, index, state, stop)
+      checkpoints.save(index, state, seconds)
+  print(f"report: {report.write_report(workdir)}")
+  return results
+
+
+def open_results(experiment: Experiment, workdir: epath.Path) -> dict[str, Any]:
+  """results.json as an earlier process left it, or a new one."""
+  path = workdir / "results.json"
+  if path.exists():
+    return report.read_json(path)
+  return {
+    "config": experiment.config.to_dict(),
+    "method": experiment.config.method,
+    "protocol": experiment.space.name,
+    "seconds": 0.0,
+    "stages": [],
+    "final": None,
+  }
+
+
+def write_results(workdir: epath.Path, results: dict[str, Any], finished: bool) -> None:
+  """Writes results.json; `final` is the last state, whatever was best."""
+  results["seconds"] = sum(stage["seconds"] for stage in results["stages"])
+  results["final"] = results["stages"][-1] if finished else None
+  report.write_json(workdir / "results.json", results)
+
+
+def start_or_resume(
+  experiment: Experiment, workdir: epath.Path, checkpoints: Checkpoints
+) -> tuple[int, State, float]:
+  """The stage to go on with, the state in it and the seconds already spent in it."""
+  config, log = experiment.config, report.MetricsLog(workdir / "metrics.jsonl")
+  state = experiment.method.init(config, jax.random.key(config.seed))
+  state = state.replace(hyper={**state.hyper, **labelling.label_statistics(experiment, workdir)})
+  state = experiment.stages[0].begin(state, experiment.stage_key(0, 0))
+  if (found := checkpoints.restore(state)) is not None:
+    index, state, seconds = found
+    log.truncate(index, int(state.step))
+    print(f"resuming at stage {experiment.stages[index].name}, step {int(state.step)}", flush=True)
+    return index, state, seconds
+  log.truncate(0, -1)
+  if config.start_from:
+    state = take_first_stage(experiment, state)
+  checkpoints.save(0, state, 0.0)
+  return 0, state, 0.0
+
+
+def take_first_stage(experiment: Experiment, state: State) -> State:
+  """The end of the first stage, from the run in `config.start_from`.
+
+  Raises:
+    UserError: that run's settings for the stage were others, or it has not finished it.
+  """
+  other = epath.Path(experiment.config.start_from)
+  if not (other / "config.json").exists():
+    raise UserError(f"config.start_from: {other} holds no run; name another run's --workdir")
+  theirs = source_settings(report.read_json(other / "config.json"))
+  if changes := differences(theirs, source_settings(report.plain(experiment.config.to_dict()))):
+    raise UserError(f"config.start_from: {other} had other source settings ({'; '.join(changes)}); make them equal")
+  steps = experiment.stages[0].num_steps
+  return take_networks(other / "checkpoints", steps, state).replace(step=jnp.int32(steps))
+
+
+def begin(
+  experiment: Experiment, workdir: epath.Path, index: int, state: State, stop: StopSignal
+) -> tuple[State, float]:
+  """Step 0 of a later stage, with the target labelled where the stage wants it; and the seconds that took."""
+  started, stage = time.monotonic(), experiment.stages[index]
+  if stage.labelling is not None:
+    labelling.label_target(experiment, workdir, index, state, stop)
+  return stage.begin(state, experiment.stage_key(index, 0)), time.monotonic() - started
+
+
+def score(
+  experiment: Experiment, workdir: epath.Path, index: int, state: State, seconds: float, stop: StopSignal
+) -> dict[str, Any]:
+  """A stage's entry in results.json; its pictures are drawn on the way."""
+  started, stage, config = time.monotonic(), experiment.stages[index], experiment.config
+  state = parallel.replicate(state)
+  confusion = None
+  if "test" in experiment.datasets:
+    confusion = evaluate.score(experiment, state, experiment.datasets["test"], f"{stage.name} · scoring", stop)
+  pictures.draw(experiment, workdir, stage.name, state)
+  return report.stage_result(
+    stage.name,
+    stage.num_steps,
+    seconds + time.monotonic() - started,
+    confusion,
+    experiment.space.classes,
+    labelling.pseudo_label_counts(workdir, stage.name) if stage.labelling else None,
+  )

@@ -1,0 +1,125 @@
+"""The contract between a method and the run: what a method hands over, as plain data.
+
+A method is a module in `jax_uda/methods` with
+
+    label_statistics(config) -> {name: Fold}     (optional) passes over the source labels; results land in `State.hyper`
+    init(config, key) -> State
+    predict(config) -> (state, images float32 [B, H, W, 3]) -> logits float32 [B, h, w, C] at `STRIDE`
+    stages(config, sizes) -> Sequence[Stage]     sizes: number of images by data set
+
+and the run walks its stages: label the target if the stage says so, `begin`, train, score. Data sets are called
+`source`, `target` (carrying the current pseudo-labels), `target_truth` (carrying the true ones) and `test`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from flax import struct
+from jax import Array
+
+# Train steps run under this mapped axis: what is summed over examples has to be summed over it too.
+DEVICE_AXIS = "devices"
+
+
+@struct.dataclass
+class Network:
+  """One player (segmenter, classifier, discriminator …): its variables and its optimizer's state."""
+
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+
+@struct.dataclass
+class State:
+  """All that a checkpoint holds.
+
+  Attributes:
+    step: steps done in this stage, int32 [].
+    networks: the players by name.
+    hyper: numbers that a stage sets and its steps read (learning rate, class sizes …). They are traced, so that
+      another round does not compile again.
+  """
+
+  step: Array
+  networks: dict[str, Network]
+  hyper: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Stream:
+  """Data sets concatenated and shuffled endlessly; `subset` holds indices into the concatenation, None all of it."""
+
+  datasets: tuple[str, ...]
+  batch: int
+  subset: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TrainStep:
+  """One kind of step.
+
+  `apply(state, {stream: batch}, key) -> (state, {name: (sum, count)})` is pure and runs under `DEVICE_AXIS`. `key` is the
+  same at every step of a stage: examples are told apart by their draw number.
+  """
+
+  streams: tuple[str, ...]
+  apply: Callable
+
+
+@dataclass(frozen=True)
+class Fold:
+  """A statistic that adds up over images, chunks, devices and processes.
+
+  Over label maps: `update(stat, label [H, W])`. Over a labelling's scores: `update(stat, found, scores [H, W, C],
+  valid [H, W], extras)`, where `found` holds the results of the folds before this one.
+  """
+
+  init: Callable  # () -> stat
+  update: Callable
+  merge: Callable  # (stat, stat) -> stat, on the host
+  finish: Callable  # stat -> result
+
+
+@dataclass(frozen=True)
+class Labelling:
+  """How a stage labels the target: the network runs once per image, everything after that replays its kept outputs.
+
+  Attributes:
+    views: (key, size [2]) -> boxes: where the network looks; any pytree of arrays.
+    forward: (state, images uint8 [B, H, W, 3], sizes [B, 2], boxes) -> low-resolution outputs, a pytree of [B, …].
+    assemble: (hyper, outputs, boxes, size, (H, W)) of one image -> scores [H, W, C], valid [H, W], extras.
+    folds: by name, in order.
+    select: (found, scores, valid, extras) -> labels uint8 [H, W].
+    numbers: found -> {name: values by class}, what a person may want to read (thresholds); kept in results.json.
+    batch: images a device takes at once.
+  """
+
+  views: Callable
+  forward: Callable
+  assemble: Callable
+  folds: dict[str, Fold]
+  select: Callable
+  numbers: Callable
+  batch: int
+
+
+@dataclass(frozen=True)
+class Stage:
+  """One stage of a method.
+
+  Attributes:
+    begin: (state, key) -> state: new optimizer, hyper, or a fresh start.
+    pick: step number -> name in `steps`; pure, so that resuming needs no memory.
+    labelling: run before `begin`, on the state that the stage before left.
+  """
+
+  name: str
+  num_steps: int
+  streams: dict[str, Stream]
+  steps: dict[str, TrainStep]
+  begin: Callable
+  pick: Callable[[int], str]
+  labelling: Labelling | None = None
+  pictures: dict[str, Callable] = field(default_factory=dict)  # title -> (state -> image uint8 [H, W, 3])

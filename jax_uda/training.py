@@ -1,0 +1,142 @@
+"""Training: the steps of one stage."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from jax_uda import parallel, report
+from jax_uda.checkpoint import Checkpoints
+from jax_uda.data import pipeline, sources
+from jax_uda.errors import UserError
+from jax_uda.experiment import Experiment
+from jax_uda.state import Stage, State
+from jax_uda.stopping import StopSignal
+
+
+def train(
+  experiment: Experiment,
+  workdir: epath.Path,
+  index: int,
+  state: State,
+  checkpoints: Checkpoints,
+  seconds: float,
+  stop: StopSignal,
+) -> tuple[State, float]:
+  """The steps of a stage that are left to do.
+
+  Args:
+    state: at any step of the stage; a checkpoint of it exists.
+    seconds: spent in the stage before.
+
+  Returns:
+    The state at the stage's end, saved; the seconds spent in the stage.
+
+  Raises:
+    UserError: a loss is not finite.
+    Interrupted: SIGTERM came; the state is saved.
+  """
+  config, stage = experiment.config, experiment.stages[index]
+  log = report.MetricsLog(workdir / "metrics.jsonl")
+  started, start = time.monotonic(), int(state.step)
+  if start == stage.num_steps:
+    return state, seconds
+  streams = _open_streams(experiment, workdir, index, start)
+  key = experiment.stage_key(index, 2)
+  state = parallel.replicate(state)
+  window = _Window(stage, index)
+  with report.Progress(f"{stage.name} · training", stage.num_steps, "steps", initial=start) as bar:
+    for step in range(start + 1, stage.num_steps + 1):
+      kind = stage.steps[stage.pick(step - 1)]
+      with window.waiting():
+        batches = {name: next(streams[name]) for name in kind.streams}
+      state, metrics = parallel.train_step(kind.apply)(state, batches, key)
+      window.add(step, metrics, sum(stage.streams[name].batch for name in kind.streams))
+      save = step == stage.num_steps or step % config.checkpoint_every == 0 or stop.requested()
+      values = {}
+      if save or step % config.log_every == 0:
+        values = window.close(checkpoints.latest())
+        log.append(values)
+      if save:
+        checkpoints.save(index, state, seconds + time.monotonic() - started)
+      bar.update(1, **{name: values[name] for name in ("loss", "images_per_second") if name in values})
+      if step < stage.num_steps:
+        stop.check()
+  return state, seconds + time.monotonic() - started
+
+
+def _open_streams(
+  experiment: Experiment, workdir: epath.Path, index: int, start: int
+) -> dict[str, Iterator[dict[str, np.ndarray]]]:
+  """The stage's streams, each where it stands after `start` steps."""
+  config, stage = experiment.config, experiment.stages[index]
+  datasets = dict(experiment.datasets)
+  if stage.labelling is not None:
+    datasets["target"] = sources.Relabelled(datasets["target"], workdir / "pseudo_labels" / stage.name)
+  drawn = Counter(name for step in range(start) for name in stage.steps[stage.pick(step)].streams)
+  return {
+    name: pipeline.train_stream(
+      [datasets[dataset] for dataset in stream.datasets],
+      stream.batch,
+      tuple(config.canvas),
+      seed=int(jax.random.bits(jax.random.fold_in(experiment.stage_key(index, 3), place)) >> 1),
+      start=drawn[name],
+      subset=stream.subset,
+      threads=config.threads,
+    )
+    for place, (name, stream) in enumerate(sorted(stage.streams.items()))
+  }
+
+
+class _Window:
+  """Metrics since the last log line: kept on the device, fetched at `close`, so that steps are not held up."""
+
+  def __init__(self, stage: Stage, index: int):
+    self._stage, self._index = stage.name, index
+    self._reset()
+
+  def _reset(self) -> None:
+    self._steps: list[tuple[int, dict]] = []
+    self._images, self._waited, self._opened = 0, 0.0, time.monotonic()
+
+  def waiting(self) -> "_Window":
+    return self
+
+  def __enter__(self) -> None:
+    self._wait_began = time.monotonic()
+
+  def __exit__(self, *_) -> None:
+    self._waited += time.monotonic() - self._wait_began
+
+  def add(self, step: int, metrics: dict, images: int) -> None:
+    self._steps.append((step, metrics))
+    self._images += images
+
+  def close(self, checkpoint: str) -> dict[str, Any]:
+    """The window's log line; a loss that is not finite ends the run."""
+    steps = jax.device_get(self._steps)
+    totals: dict[str, np.ndarray] = {}
+    for step, metrics in steps:
+      for name, pair in metrics.items():
+        pair = np.asarray(pair, np.float64)
+        if not np.isfinite(pair).all():
+          raise UserError(
+            f"stage {self._stage}, step {step}: {name} is {pair[0] / max(pair[1], 1)}; the last good checkpoint is "
+            f"{checkpoint}; lower the stage's learning rate or set another seed, and name a new --workdir"
+          )
+        totals[name] = totals.get(name, 0) + pair
+    seconds = max(time.monotonic() - self._opened, 1e-9)
+    record = {
+      "stage": self._stage,
+      "stage_index": self._index,
+      "step": steps[-1][0],
+      **{name: total / count for name, (total, count) in totals.items() if count},
+      "images_per_second": self._images / seconds,
+      "waiting_for_data": self._waited / seconds,
+    }
+    self._reset()
+    return record

@@ -1,0 +1,354 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import traverse_util
+
+from jax_uda.errors import UserError
+from jax_uda.models import layers
+from jax_uda.models.decoders import Head, ImageClassifier
+from jax_uda.models.resnet import ResNet18
+from jax_uda.models.segmenter import BACKBONES, STRIDE, Segmenter
+from jax_uda.models.wide_resnet import ResNet38
+from jax_uda.state import DEVICE_AXIS
+
+small_segmenter = partial(Segmenter, 5, width=0.0625, head_channels=8, head_dilation=2)
+
+
+def images(batch=2, height=32, width=32, seed=0):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, height, width, 3)), jnp.float32)
+
+
+def example_keys(batch):
+  return jax.vmap(partial(jax.random.fold_in, jax.random.key(7)))(jnp.arange(batch))
+
+
+def shapes(module, *shape):
+  return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(shape))
+
+
+def random_variables(module, x, seed=1):
+  """Variables in which no bias, scale or statistic is at its bland initial value; compiles nothing, unlike `init`."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    if path[-1].key == "kernel":
+      value = rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape)
+    elif path[-1].key in ("scale", "var"):
+      value = rng.uniform(0.5, 1.5, leaf.shape)
+    else:
+      value = rng.normal(0, 0.3, leaf.shape)
+    return jnp.asarray(value, jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes(module, *x.shape))
+
+
+def apply(module, variables, x, **arguments):
+  return jax.jit(partial(module.apply, **arguments))(variables, x)
+
+
+def count(variables):
+  return sum(x.size for x in jax.tree.leaves(variables["params"]))
+
+
+def assert_trees_close(a, b, **tolerance):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(partial(np.testing.assert_allclose, **tolerance), a, b)
+
+
+# --- sizes
+
+
+def test_resnet18_has_torchvisions_number_of_parameters():
+  assert count(shapes(ResNet18(num_classes=1000), 1, 64, 64, 3)) == 11_689_512
+
+
+def test_resnet38_segmenter_has_the_parameters_of_the_published_layer_list():
+  # (convolutions as (kernel, in, out), each after a BatchNorm; shortcut as (in, out))
+  blocks = [
+    *[([(3, 64, 128), (3, 128, 128)], (64, 128))] + 2 * [([(3, 128, 128)] * 2, None)],
+    *[([(3, 128, 256), (3, 256, 256)], (128, 256))] + 2 * [([(3, 256, 256)] * 2, None)],
+    *[([(3, 256, 512), (3, 512, 512)], (256, 512))] + 5 * [([(3, 512, 512)] * 2, None)],
+    *[([(3, 512, 512), (3, 512, 1024)], (512, 1024))] + 2 * [([(3, 1024, 512), (3, 512, 1024)], None)],
+    ([(1, 1024, 512), (3, 512, 1024), (1, 1024, 2048)], (1024, 2048)),
+    ([(1, 2048, 1024), (3, 1024, 2048), (1, 2048, 4096)], (2048, 4096)),
+  ]
+  trunk = 9 * 3 * 64 + 2 * 4096  # conv1a, bn7
+  for convolutions, shortcut in blocks:
+    trunk += sum(k * k * i * o + 2 * i for k, i, o in convolutions)
+    trunk += shortcut[0] * shortcut[1] if shortcut else 0
+  head = 9 * 4096 * 512 + 512 + 9 * 512 * 19 + 19
+  assert trunk + head == 124_033_363
+  variables = shapes(Segmenter(19, "resnet38"), 1, 64, 64, 3)
+  assert count(variables) == trunk + head
+  assert count({"params": variables["params"]["head"]}) == head
+  # 38 layers: the shortcuts do not count, the head's last layer does.
+  paths = [path for path in traverse_util.flatten_dict(variables["params"]["backbone"]) if path[-1] == "kernel"]
+  assert sum("branch1" not in path[-2] for path in paths) == 37
+
+
+def test_image_classifier_has_the_layers_of_the_paper():
+  params = shapes(ImageClassifier(19), 1, 8, 8, 4096)["params"]
+  kernels = {name: leaves["kernel"].shape for name, leaves in params.items()}
+  expected = {"conv1": (1, 1, 4096, 2048), "conv2": (3, 3, 2048, 2048), "fc1": (2048, 512), "fc2": (512, 19)}
+  assert kernels == expected
+  assert all(leaves["bias"].shape == kernels[name][-1:] for name, leaves in params.items())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (33, 40), (1, 7), (500, 500)])
+def test_stride_8_rounds_up(backbone, size):
+  model = Segmenter(19, backbone, width=0.5, head_channels=16)
+  x = jnp.zeros((2, *size, 3))
+  logits, latent = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x))[0]
+  low = tuple(-(-n // STRIDE) for n in size)
+  features = {"resnet18": 256, "resnet38": 2048}[backbone]
+  assert (logits.shape, latent.shape) == ((2, *low, 19), (2, *low, features))
+  assert logits.dtype == latent.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("num_stages", "output_stride", "stride"), [(4, 32, 32), (3, 32, 16), (4, 8, 8), (3, 8, 8)])
+def test_resnet18_strides_and_stages(num_stages, output_stride, stride):
+  model = ResNet18(num_stages, output_stride)
+  (features), variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, 65, 97, 3))))
+  assert features.shape == (1, -(-65 // stride), -(-97 // stride), 128 * 2 ** (num_stages - 2))
+  assert any(name.startswith("layer4") for name in variables["params"]) == (num_stages == 4)
+
+
+def test_width_scales_every_layer():
+  whole, half = (shapes(Segmenter(19, "resnet38", width=w), 1, 32, 32, 3)["params"]["backbone"] for w in (1.0, 0.5))
+  whole, half = traverse_util.flatten_dict(whole), traverse_util.flatten_dict(half)
+  assert whole.keys() == half.keys()
+  assert all(half[path].shape[-1] * 2 == leaf.shape[-1] for path, leaf in whole.items())
+  assert layers.scaled(64, 0.001) == 1
+
+
+def test_parameters_fall_into_backbone_and_head():
+  for backbone in BACKBONES:
+    variables = shapes(small_segmenter(backbone), 1, 32, 32, 3)
+    assert set(variables["params"]) == {"backbone", "head"}
+    assert set(variables["batch_stats"]) == {"backbone"}
+
+
+# --- what the numbers are
+
+
+def test_dilated_resnet18_agrees_with_the_strided_one_where_both_look():
+  x = images(2, 65, 97)
+  strided, dilated = (ResNet18(width=0.125, output_stride=s) for s in (32, 8))
+  variables = random_variables(strided, x)
+  every_fourth = apply(dilated, variables, x)[:, ::4, ::4]
+  np.testing.assert_allclose(every_fourth, apply(strided, variables, x), rtol=1e-4, atol=1e-4)
+
+
+def test_convolution_pads_like_torch():
+  ones = jnp.ones((1, 7, 7, 1))
+  for kernel, dilation in ((1, 1), (3, 1), (3, 12), (7, 1), (1, 4)):
+    conv = layers.conv(1, kernel, stride=2, dilation=dilation, kernel_init=nn.initializers.ones)
+    y, _ = conv.init_with_output(jax.random.key(0), ones)
+    taps = dilation * (np.arange(kernel) - kernel // 2)
+    rows = np.array([np.sum((taps + 2 * i >= 0) & (taps + 2 * i < 7)) for i in range(4)])
+    np.testing.assert_array_equal(y[0, :, :, 0], np.outer(rows, rows))
+
+
+def test_initial_scale_is_he_fan_out_and_small_for_logits():
+  kernel = layers.conv(128, 3).init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))["params"]["kernel"]
+  assert np.std(kernel) == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
+  logits = Head(5, 64).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))["params"]["logits"]
+  assert np.std(logits["kernel"]) == pytest.approx(0.01, rel=0.05)
+  assert not np.any(logits["bias"])
+
+
+def test_resnet38_ends_in_a_relu():
+  x = images(1)
+  model = ResNet38(width=0.0625)
+  latent = apply(model, random_variables(model, x), x)
+  assert latent.shape == (1, 4, 4, 256)
+  assert 0.1 < np.mean(latent == 0) < 0.9
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_bfloat16_keeps_float32_parameters_and_logits(backbone):
+  x = images()
+  model, reference = (small_segmenter(backbone, dtype=dtype) for dtype in ("bfloat16", "float32"))
+  assert {leaf.dtype for leaf in jax.tree.leaves(shapes(model, *x.shape))} == {jnp.dtype(jnp.float32)}
+  variables = random_variables(model, x)
+  logits, latent = apply(model, variables, x)
+  assert (logits.dtype, latent.dtype) == (jnp.float32, jnp.bfloat16)
+  expected = apply(reference, variables, x)[0]
+  assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("activation", ["paper", "code"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_image_classifier_is_what_its_layers_say(activation, dtype):
+  latent = images(3, 5, 6)
+  model = ImageClassifier(4, activation, width=1 / 64, dtype=dtype)
+  variables = random_variables(model, latent)
+  logits = apply(model, variables, latent)
+  assert (logits.shape, logits.dtype) == ((3, 4), jnp.float32)
+  params = jax.tree.map(np.asarray, variables["params"])
+  relu = partial(np.maximum, 0)
+  between = relu if activation == "paper" else lambda x: x
+  x = relu(latent @ params["conv1"]["kernel"][0, 0] + params["conv1"]["bias"])
+  x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  taps = [x[:, i : i + 5, j : j + 6] @ params["conv2"]["kernel"][i, j] for i in range(3) for j in range(3)]
+  x = between(sum(taps) + params["conv2"]["bias"]).mean((1, 2))
+  x = between(x @ params["fc1"]["kernel"] + params["fc1"]["bias"])
+  expected = x @ params["fc2"]["kernel"] + params["fc2"]["bias"]
+  np.testing.assert_allclose(logits, expected, **({"atol": 1e-5} if dtype == jnp.float32 else {"atol": 0.05}))
+
+
+# --- BatchNorm
+
+
+class ThreeLayers(nn.Module):
+  """The smallest network in which what BatchNorm does reaches a later BatchNorm and an earlier gradient."""
+
+  batch_norm: str
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    for i in range(3):
+      x = layers.conv(4, 3, name=f"conv{i}")(x)
+      x = nn.relu(layers.batch_norm(self.batch_norm, train=train, name=f"bn{i}")(x))
+    return x
+
+
+def gradients_and_statistics(mode, variables, x):
+  def loss(params):
+    y, updates = ThreeLayers(mode).apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+    return jnp.mean(y**2), updates["batch_stats"]
+
+  return jax.grad(loss, has_aux=True)(variables["params"])
+
+
+def over_devices(step, variables, x):
+  """Runs `step(variables, x)` with one example of `x` on each device."""
+  return jax.pmap(step, axis_name=DEVICE_AXIS, in_axes=(None, 0))(variables, x[:, None])
+
+
+def test_synced_statistics_and_gradients_over_devices_are_those_of_one_device():
+  x = images(4, 8, 9)
+  variables = random_variables(ThreeLayers("synced"), x)
+
+  def step(variables, x):
+    gradients, statistics = gradients_and_statistics("synced", variables, x)
+    return jax.lax.pmean(gradients, DEVICE_AXIS), statistics
+
+  several = over_devices(step, variables, x)
+  alone = jax.jit(partial(gradients_and_statistics, "per_device"))(variables, x)
+  for device in range(4):
+    on_device = jax.tree.map(lambda leaf: leaf[device], several)  # noqa: B023
+    assert_trees_close(on_device, alone, rtol=1e-3, atol=1e-5)
+
+
+def test_per_device_statistics_are_each_devices_own():
+  x = images(4, 8, 9)
+  variables = random_variables(ThreeLayers("per_device"), x)
+  step = partial(gradients_and_statistics, "per_device")
+  several = over_devices(step, variables, x)
+  for device in range(4):
+    alone = jax.jit(step)(variables, x[device : device + 1])
+    assert_trees_close(jax.tree.map(lambda leaf: leaf[device], several), alone, rtol=1e-3, atol=1e-5)  # noqa: B023
+  assert len(np.unique(several[1]["bn0"]["mean"][:, 0])) == 4
+
+
+def test_frozen_statistics_stay_but_scale_and_bias_train():
+  x = images(4, 8, 9)
+  variables = random_variables(ThreeLayers("frozen"), x)
+  gradients, statistics = gradients_and_statistics("frozen", variables, x)
+  assert_trees_close(statistics, variables["batch_stats"], rtol=0)
+  assert all(np.any(gradients[f"bn{i}"][leaf]) for i in range(3) for leaf in ("scale", "bias"))
+
+
+def test_running_statistics_keep_nine_tenths():
+  x = images()
+  model = layers.batch_norm("per_device", train=True)
+  variables = model.init(jax.random.key(0), x)
+  _, updates = model.apply(variables, x, mutable=["batch_stats"])
+  np.testing.assert_allclose(updates["batch_stats"]["mean"], 0.1 * x.mean((0, 1, 2)), rtol=1e-4, atol=1e-7)
+  np.testing.assert_allclose(updates["batch_stats"]["var"], 0.9 + 0.1 * x.var((0, 1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_mode_reaches_every_batch_norm(backbone):
+  x = images(4)
+  models = {mode: small_segmenter(backbone, batch_norm=mode, dropout=False) for mode in layers.BATCH_NORM_MODES}
+  variables = random_variables(models["synced"], x)
+  # Frozen: training and evaluation are one function, and nothing needs to be mutable.
+  train, evaluation = (apply(models["frozen"], variables, x, train=t)[0] for t in (True, False))
+  np.testing.assert_allclose(train, evaluation, rtol=1e-5, atol=1e-6)
+  step = partial(models["synced"].apply, train=True, mutable=["batch_stats"])
+  several = over_devices(step, variables, x)
+  (logits, _), statistics = apply(models["per_device"], variables, x, train=True, mutable=["batch_stats"])
+  assert_trees_close(several[0][0][:, 0], logits, rtol=1e-2, atol=1e-3)
+  assert_trees_close(jax.tree.map(lambda leaf: leaf[3], several[1]), statistics, rtol=1e-2, atol=1e-3)
+  moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), statistics["batch_stats"], variables["batch_stats"])
+  assert all(jax.tree.leaves(moved))
+
+
+# --- dropout
+
+
+def test_dropout_is_keyed_by_example_and_layer():
+  x = jnp.ones((4, 30, 30, 3))
+  keys = example_keys(4)
+  dropped = layers.dropout(x, 0.3, keys, 1)
+  one_by_one = jnp.concatenate([layers.dropout(x[i : i + 1], 0.3, keys[i : i + 1], 1) for i in range(4)])
+  np.testing.assert_array_equal(dropped, one_by_one)
+  np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.7], rtol=1e-6)
+  assert np.mean(dropped == 0) == pytest.approx(0.3, abs=0.02)
+  assert np.mean(dropped[0] == dropped[1]) < 0.7
+  assert np.mean(dropped == layers.dropout(x, 0.3, keys, 2)) < 0.7
+  assert layers.dropout(x.astype(jnp.bfloat16), 0.5, keys, 1).dtype == jnp.bfloat16
+
+
+def test_segmenter_drops_alike_however_the_batch_is_split():
+  x, keys = images(4), example_keys(4)
+  model = small_segmenter("resnet38", batch_norm="frozen")
+  variables = random_variables(model, x)
+  step = jax.jit(lambda x, keys: model.apply(variables, x, train=True, keys=keys)[0])
+  whole = step(x, keys)
+  split = jnp.concatenate([step(x[i : i + 1], keys[i : i + 1]) for i in range(4)])
+  np.testing.assert_allclose(whole, split, rtol=1e-4, atol=1e-5)
+  assert not np.allclose(whole, step(x, keys[::-1]), atol=1e-2)
+  assert not np.allclose(whole, apply(model, variables, x)[0], atol=1e-2)
+
+
+def test_dropout_wants_keys_only_where_it_is_on():
+  x = images(1)
+  for fields, train in (({"dropout": False}, True), ({}, False)):
+    model = small_segmenter("resnet38", batch_norm="frozen", **fields)
+    jax.eval_shape(partial(model.apply, train=train), shapes(model, *x.shape), x)
+  with pytest.raises(ValueError, match="one PRNG key per example"):
+    jax.eval_shape(partial(model.apply, train=True), shapes(model, *x.shape), x)
+
+
+# --- fields that the user can mend
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"backbone": "vgg"}, "unknown backbone 'vgg'.*resnet18, resnet38"),
+    ({"backbone": "resnet18", "batch_norm": "on"}, "batch_norm 'on'.*per_device, synced, frozen"),
+    ({"backbone": "resnet18", "dtype": "float16"}, "dtype 'float16'.*float32, bfloat16"),
+    ({"backbone": "resnet18", "num_stages": 5}, "num_stages of ResNet-18 is 5; choose 3 or 4"),
+    ({"backbone": "resnet38", "num_stages": 3}, "num_stages is 3, but resnet38"),
+  ],
+)
+def test_unknown_fields_are_errors_in_one_line(fields, message):
+  with pytest.raises(UserError, match=message) as error:
+    shapes(Segmenter(5, **fields), 1, 32, 32, 3)
+  assert "\n" not in str(error.value)
+
+
+def test_unknown_output_stride_and_activation():
+  with pytest.raises(UserError, match="output_stride of ResNet-18 is 16; choose 8 or 32"):
+    shapes(ResNet18(output_stride=16), 1, 32, 32, 3)
+  with pytest.raises(UserError, match=r"activation 'gelu'.*paper, code"):
+    shapes(ImageClassifier(5, "gelu"), 1, 4, 4, 8)
