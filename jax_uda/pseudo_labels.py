@@ -21,7 +21,6 @@ _SHIFT = 13  # drops all but ten of the mantissa's 23 bits
 _SMALLEST, _LARGEST = 2.0**-24, 2.0**12  # what lies outside falls in the first and the last bin
 _STEPS = 2.0**24
 
-
 RANKS = ("paper", "code")  # 1-based, descending: round-half-up(portion·N), floor(portion·N)
 
 
@@ -200,7 +199,8 @@ def exact_global_threshold(
 ) -> np.ndarray:
   """What `global_threshold` stands for, by sorting all confidences of `probabilities` [..., H, W, C]."""
   predicted, confidences = _exact_pool(probabilities, mask)
-  return np.repeat(_exact_thresholds(np.zeros_like(predicted), confidences, 1, portion, rank), probabilities.shape[-1])
+  threshold = _exact_thresholds(np.zeros_like(predicted), confidences, 1, portion, rank)
+  return np.repeat(threshold, np.shape(probabilities)[-1])
 
 
 @jax.jit

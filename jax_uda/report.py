@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -29,6 +30,7 @@ import numpy as np
 from etils import epath
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 from tqdm import tqdm
 
@@ -344,7 +346,7 @@ STYLE = {
   "figure.constrained_layout.use": True,
 }
 CHART_WIDTH = 6.2  # inches: narrow, so that its type stays readable when a phone shrinks it
-CURVE_POINTS = 150  # a stage's loss is averaged down to this many
+CURVE_POINTS = 300  # a loss is averaged down to this many over all stages
 
 
 class Chart(NamedTuple):
@@ -361,7 +363,7 @@ def _axes(height: float, width: float = CHART_WIDTH):
 
 
 def _arrow(before: float | None, after: float | None) -> str:
-  return f"{_percent(before)} → {_percent(after)}"
+  return "–" if before is None and after is None else f"{_percent(before)} → {_percent(after)}"
 
 
 def _draw_scores(stages: Sequence[dict]) -> Figure:
@@ -437,9 +439,9 @@ def _draw_heat(stages: Sequence[dict], key: str, first_row: str, norm: Normalize
   return figure
 
 
-def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The curve as means of at most `CURVE_POINTS` neighbouring groups."""
-  starts = np.unique(np.linspace(0, len(steps), CURVE_POINTS, endpoint=False).astype(int))
+def _thin(steps: np.ndarray, values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+  """The curve as means over at most so many groups of neighbours."""
+  starts = np.unique(np.linspace(0, len(steps), most, endpoint=False).astype(int))
   sizes = np.diff(np.append(starts, len(steps)))
   return np.add.reduceat(steps, starts) / sizes, np.add.reduceat(values, starts) / sizes
 
@@ -452,32 +454,38 @@ def _draw_losses(records: Sequence[dict]) -> Figure:
   """All recorded losses over the run's steps, stage after stage."""
   figure, axes = _axes(3.8)
   names = _loss_names(records)
-  offset, ends = 0, []
+  drawn: dict[str, list[float]] = {}
+  offset, spans = 0, []
   indices = sorted({record["stage_index"] for record in records})
   for index in indices:
     stage = [record for record in records if record["stage_index"] == index]
-    for position, name in enumerate(names):
+    for name, (color, line) in zip(names, cycle(LINES), strict=False):
       points = [(offset + record["step"], record[name]) for record in stage if record.get(name) is not None]
       if points:
-        color, line = LINES[position % len(LINES)]
-        label = name if not any(handle.get_label() == name for handle in axes.lines) else None
-        axes.plot(*_thin(*np.array(points, float).T), color=color, linestyle=line, linewidth=1.6, label=label)
+        curve = _thin(*np.array(points, float).T, most=max(CURVE_POINTS // len(indices), 20))
+        axes.plot(*curve, color=color, linestyle=line, linewidth=1.5, label="_" if name in drawn else name)
+        drawn.setdefault(name, []).extend(curve[1])
     start, offset = offset, offset + max(record["step"] for record in stage)
-    ends.append((start, offset, stage[0]["stage"]))
-  for start, end, name in ends:
+    spans.append((start, offset, stage[0]["stage"]))
+  crowded = any(len(name) * offset > 75 * (end - start) for start, end, name in spans)  # 75 letters fit side by side
+  if crowded:
+    figure.set_figheight(figure.get_figheight() + 0.09 * max(len(name) for *_, name in spans))
+  for start, end, name in spans:
     axes.axvline(end, color="#999999", linewidth=0.8)
-    turn = 90 if len(ends) > 4 else 0
     axes.annotate(
       name, ((start + end) / 2, 1), (0, 4), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
-      ha="center", va="bottom", rotation=turn, fontsize=10,
+      ha="center", va="bottom", rotation=90 if crowded else 0, fontsize=10,
     )  # fmt: skip
-  values = [value for record in records for name in names if (value := record.get(name)) is not None]
+  values = [value for curve in drawn.values() for value in curve]
   if min(values) > 0 and max(values) > 30 * min(values):
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
   axes.set_xlim(0, max(offset, 1))
   axes.set_xlabel("step")
   axes.set_ylabel("loss")
-  figure.legend(loc="outside upper left", ncols=3)
+  if len(names) > 1:
+    figure.legend(loc="outside upper left", ncols=3)
   return figure
 
 
@@ -489,9 +497,8 @@ def _charts(stages: Sequence[dict], records: Sequence[dict]) -> Iterator[Chart]:
     yield Chart("Scores by stage", f"mIoU in % by stage: {words}", _draw_scores(stages))
   if scored:
     before, after = scored[0], scored[-1]
-    words = "; ".join(f"{name} {_arrow(before['iou'].get(name), value)}" for name, value in after["iou"].items())
-    alt = f"IoU in % by class, {before['name']} → {after['name']}: {words}"
-    yield Chart("IoU by class", alt, _draw_iou(before, after))
+    words = "; ".join(f"{name} {_percent(value)}" for name, value in after["iou"].items())
+    yield Chart("IoU by class", f"IoU in % by class after {after['name']}: {words}", _draw_iou(before, after))
   labelled = [stage for stage in stages if stage["pseudo_labels"]]
   if labelled:
     found = [stage["pseudo_labels"] for stage in labelled]
@@ -531,8 +538,9 @@ img { display: block; max-width: 100%; height: auto; }
 .facts { display: flex; flex-wrap: wrap; gap: .3rem 2rem; margin: 0; }
 .facts dt { font-size: .85rem; color: #444; }
 .facts dd { margin: 0; font-size: 1.25rem; font-weight: 600; }
-.charts { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
-.charts figure { background: #fff; border: 1px solid #e2e2e2; border-radius: 6px; padding: .8rem; }
+.charts { columns: 2 30rem; column-gap: 1.5rem; }
+.charts figure { break-inside: avoid; background: #fff; border: 1px solid #e2e2e2; border-radius: 6px; padding: .8rem;
+  margin-bottom: 1.5rem; }
 .charts figcaption { font-size: 1rem; font-weight: 600; color: inherit; margin-bottom: .5rem; }
 .charts img { margin: auto; }
 .row { display: grid; gap: .5rem; grid-template-columns: repeat(auto-fit, minmax(min(45%, 13rem), 1fr));

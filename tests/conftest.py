@@ -1,6 +1,75 @@
 """Every test runs on four CPU devices, so that what is wrong over devices fails here."""
 
 import jax
+import ml_collections
+import pytest
+
+from jax_uda import experiment
+from jax_uda.config import known_configs, load_config
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
+
+TINY = {
+  "batch": 4,
+  "num_stages": 3,
+  "backbone": "resnet18",
+  "head_channels": 8,
+  "head_dilation": 1,
+  "width": 0.125,
+  "steps": 3,
+  "num": 1,
+  "patches": 3,
+  "crop": (24, 48),
+  "size": (24, 48),
+  "canvas": (32, 64),
+  "dtype": "float32",
+  "batch_norm": "per_device",
+  "weights": "",
+  "pictures": 2,
+  "eval_batch": 1,
+  "log_every": 1,
+  "checkpoint_every": 2,
+}
+
+
+def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Any config on a few small street-world images, with a network of a few thousand parameters."""
+
+  def walk(part):
+    for name, value in part.items():
+      if name in ("source", "target", "test"):
+        continue
+      if isinstance(value, ml_collections.ConfigDict):
+        walk(value)
+      elif name in TINY:
+        part[name] = TINY[name]
+
+  walk(config)
+  for role, domain, num in (("source", "game", 6), ("target", "photo", 5), ("test", "photo", 3)):
+    config[role].update(
+      {"kind": "street_world", "domain": domain, "split": "test" if role == "test" else "train", "num": num}
+    )
+    config[role].update({"height": 32, "width": 64, "dir": "", "list": ""})
+  return config
+
+
+@pytest.fixture(params=experiment.method_names())
+def tiny_config(request) -> ml_collections.ConfigDict:
+  """For every method that there is, one of its configs, made tiny."""
+  return tiny(request.param)
+
+
+def tiny(method: str) -> ml_collections.ConfigDict:
+  """The first config of a method, made tiny."""
+  for file in known_configs():
+    config = load_config(file)
+    if config.method == method:
+      return shrink(config)
+  raise AssertionError(f"configs/ holds no config of the method {method}")
+
+
+@pytest.fixture(scope="session")
+def mlsl_config() -> ml_collections.ConfigDict:
+  """MLSL, tiny; not to be changed."""
+  return tiny("mlsl")

@@ -1,5 +1,5 @@
 import itertools
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -11,14 +11,13 @@ from jax_uda.errors import UserError
 class Numbered:
   """Images that hold their own index, and sizes that differ; `broken` cannot be read."""
 
-  def __init__(self, count, broken=None, labelled=True, delay=0.0):
-    self.count, self.broken, self.labelled, self.delay, self.reads = count, broken, labelled, delay, []
+  def __init__(self, count, broken=None, labelled=True):
+    self.count, self.broken, self.labelled, self.reads = count, broken, labelled, []
 
   def __len__(self):
     return self.count
 
   def __getitem__(self, index):
-    time.sleep(self.delay)
     self.reads.append(index)
     if index == self.broken:
       raise UserError(f"image {index} is broken; mend it")
@@ -82,6 +81,10 @@ def test_sources_are_concatenated():
     (0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (2, 3), (2, 4)}
 
 
+def test_batches_of_one():
+  assert sorted(index for _, _, index in drawn(take(5, [Numbered(5)], batch=1))) == list(range(5))
+
+
 def test_subset_of_the_concatenation():
   draws = drawn(take(4, [Numbered(4), Numbered(3)], batch=2, subset=(1, 3, 4, 6)))
   for epoch in (draws[:4], draws[4:]):
@@ -120,10 +123,22 @@ def test_a_bad_image_surfaces_as_it_is(threads):
     assert str(error.value) == "image 2 is broken; mend it"
 
 
+class Meeting(Numbered):
+  """The first two reads wait for each other."""
+
+  def __init__(self, count):
+    super().__init__(count)
+    self.first_reads, self.barrier = itertools.count(), threading.Barrier(2)
+
+  def __getitem__(self, index):
+    if next(self.first_reads) < 2:
+      self.barrier.wait(timeout=30)
+    return super().__getitem__(index)
+
+
 def test_threads_read_side_by_side():
-  begin = time.perf_counter()
-  take(4, [Numbered(8, delay=0.05)], batch=2, threads=4)
-  assert time.perf_counter() - begin < 0.35  # one after the other: 0.4 and what was read ahead
+  take(2, [Meeting(8)], batch=1, threads=2)
+  list(eval_batches(Meeting(8), 1, (4, 8), threads=2))
 
 
 # Scoring

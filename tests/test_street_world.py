@@ -70,7 +70,8 @@ def test_domains_differ_in_class_shares(shares):
 
 
 def test_photo_runs_from_light_like_the_games_to_harder():
-  game, photo = (np.sort([render(domain, "train", k, SIZE)[0].std() for k in range(30)]) for domain in ("game", "photo"))
+  contrasts = {domain: [render(domain, "train", k, SIZE)[0].std() for k in range(30)] for domain in DOMAINS}
+  game, photo = np.sort(contrasts["game"]), np.sort(contrasts["photo"])
   assert photo[-3] > 0.8 * np.median(game) and photo[3] < 0.75 * game[3]
 
 

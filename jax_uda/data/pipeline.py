@@ -63,7 +63,9 @@ def train_stream(
     return fitted | {"draw": np.int32(draw), "domain": np.int32(domain)}
 
   draws = grain.MapDataset.source(indices).seed(seed).shuffle().repeat().map_with_index(lambda *drawn: drawn)
-  batches = draws[process_index::process_count].map(load).batch(batch)
+  batches = draws[process_index::process_count].map(load)
+  # Endless all the same; but otherwise the number of batches, rounded up, overflows where a batch is one example.
+  batches = batches.batch(batch, drop_remainder=True)
   stream = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
   stream.set_state({"next_index": start})
   return stream

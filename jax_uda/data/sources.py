@@ -373,8 +373,8 @@ class Relabelled(Unlabelled):
     path = self.folder / f"{example['id']}.png"
     try:
       label = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    except OSError as error:
-      raise UserError(f"missing pseudo-label: {path} ({error.strerror or error}); start anew in another --workdir") from error
+    except (OSError, cv2.error) as error:
+      raise UserError(f"missing or empty pseudo-label: {path}; start anew in another --workdir") from error
     if label is None:
       raise UserError(f"broken pseudo-label: {path}; start anew in another --workdir")
     return {**example, "label": label}

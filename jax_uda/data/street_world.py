@@ -69,13 +69,13 @@ class Domain:
 
 
 GAME_PAINT = {
-  "asphalt": ((0.55, 0.70), (0.02, 0.12), (0.30, 0.46)),
-  "pavement": ((0.05, 0.15), (0.04, 0.16), (0.58, 0.74)),
+  "asphalt": ((0.55, 0.70), (0.00, 0.12), (0.28, 0.46)),
+  "pavement": ((0.05, 0.15), (0.03, 0.16), (0.56, 0.76)),
   "marking": ((0.10, 0.16), (0.00, 0.10), (0.92, 1.00)),
   "grass": ((0.20, 0.32), (0.55, 0.75), (0.50, 0.68)),
   "foliage": ((0.26, 0.38), (0.55, 0.85), (0.34, 0.58)),
   "bark": ((0.05, 0.09), (0.40, 0.60), (0.30, 0.42)),
-  "sky": ((0.53, 0.62), (0.30, 0.60), (0.86, 1.00)),
+  "sky": ((0.53, 0.62), (0.15, 0.60), (0.88, 1.00)),
   "facade": ((0.00, 0.14), (0.15, 0.60), (0.55, 0.92)),
   "roof": ((0.00, 0.06), (0.30, 0.65), (0.35, 0.60)),
   "glass": ((0.52, 0.62), (0.20, 0.50), (0.22, 0.50)),
@@ -91,14 +91,14 @@ GAME_PAINT = {
   "sign": ((0.00, 0.66), (0.75, 1.00), (0.75, 1.00)),
 }
 PHOTO_PAINT = GAME_PAINT | {
-  "asphalt": ((0.05, 0.65), (0.00, 0.12), (0.26, 0.52)),
-  "pavement": ((0.02, 0.60), (0.02, 0.18), (0.38, 0.66)),
+  "asphalt": ((0.05, 0.15), (0.02, 0.12), (0.30, 0.42)),
+  "pavement": ((0.02, 0.12), (0.05, 0.20), (0.50, 0.66)),
   "marking": ((0.08, 0.16), (0.00, 0.15), (0.66, 0.90)),
-  "grass": ((0.12, 0.28), (0.25, 0.55), (0.32, 0.55)),
-  "foliage": ((0.12, 0.34), (0.20, 0.60), (0.20, 0.46)),
+  "grass": ((0.14, 0.24), (0.35, 0.55), (0.40, 0.55)),
+  "foliage": ((0.16, 0.30), (0.30, 0.60), (0.22, 0.42)),
   "bark": ((0.05, 0.12), (0.10, 0.40), (0.18, 0.34)),
-  "sky": ((0.50, 0.68), (0.00, 0.40), (0.80, 1.00)),
-  "facade": ((0.00, 0.60), (0.03, 0.40), (0.35, 0.88)),
+  "sky": ((0.52, 0.66), (0.00, 0.25), (0.88, 1.00)),
+  "facade": ((0.00, 0.20), (0.03, 0.40), (0.40, 0.82)),
   "roof": ((0.00, 0.70), (0.05, 0.40), (0.22, 0.45)),
   "glass": ((0.50, 0.70), (0.05, 0.30), (0.12, 0.45)),
   "stone": ((0.02, 0.20), (0.04, 0.25), (0.35, 0.65)),
@@ -110,11 +110,11 @@ DOMAINS = {
   "game": Domain(
     horizon=(0.40, 0.46), focal=(0.95, 1.15), camera_height=(1.7, 2.1), lane=(3.4, 4.0), lanes=(1, 3), parking=0.4,
     pavement=(2.5, 4.0), verge=0.4, built=0.6, storeys=(2, 9), crossing=0.35, traffic=16.0, people=4.5, cyclists=1.1,
-    motorcyclists=1.1, trees=4.0, posts=5.0, railings=0.5, bonnet=0.2, hardness=(0.0, 0.2), paint=GAME_PAINT),
+    motorcyclists=1.1, trees=4.0, posts=5.0, railings=0.5, bonnet=0.2, hardness=(0.0, 0.25), paint=GAME_PAINT),
   "photo": Domain(
-    horizon=(0.36, 0.54), focal=(0.90, 1.35), camera_height=(1.2, 1.7), lane=(2.9, 3.4), lanes=(1, 1), parking=0.7,
+    horizon=(0.44, 0.53), focal=(1.05, 1.35), camera_height=(1.2, 1.6), lane=(2.9, 3.4), lanes=(1, 1), parking=0.7,
     pavement=(2.0, 5.0), verge=0.25, built=0.7, storeys=(2, 6), crossing=0.35, traffic=20.0, people=9.0, cyclists=1.8,
-    motorcyclists=0.9, trees=7.0, posts=6.0, railings=0.4, bonnet=0.6, hardness=(0.1, 1.0), paint=PHOTO_PAINT),
+    motorcyclists=0.9, trees=7.0, posts=6.0, railings=0.4, bonnet=0.6, hardness=(0.2, 1.0), paint=PHOTO_PAINT),
 }
 
 
@@ -164,6 +164,12 @@ def check_names(domain: str, split: str) -> None:
     raise UserError(f"unknown street world domain {domain!r}, use one of {', '.join(DOMAINS)}")
   if split not in SPLITS:
     raise UserError(f"unknown street world split {split!r}, use one of {', '.join(SPLITS)}")
+
+
+def pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
+  """One of the names, with chances in proportion to their weights."""
+  bounds = list(itertools.accumulate(weights.values()))
+  return list(weights)[bisect(bounds, rng.random() * bounds[-1])]
 
 
 class Scene:
@@ -444,15 +450,15 @@ def draw_garden(scene: Scene, side: int, front: float, near: float, far: float) 
   rng = scene.rng
   if rng.random() < 0.4:
     draw_house(scene, side, front + rng.uniform(6, 12), near, far)
-  for z in sorted(rng.uniform(near, far, rng.poisson(1.5 if scene.domain.built < 0.65 else 2.2)), reverse=True):
+  for z in sorted(rng.uniform(near, far, rng.poisson(2)), reverse=True):
     if z > 4:
       draw_tree(scene, side * (front + rng.uniform(2, 7)), z, rng.uniform(4, 9))
-  border = rng.choice(4, p=(0.32, 0.38, 0.18, 0.12))
-  if border == 0:
+  border = pick(rng, {"wall": 0.32, "fence": 0.38, "hedge": 0.18, "nothing": 0.12})
+  if border == "wall":
     draw_wall(scene, side, front, near, far)
-  elif border == 1:
+  elif border == "fence":
     draw_fence(scene, side * front, near, far, rng.uniform(1.1, 2.2))
-  elif border == 2:
+  elif border == "hedge":
     hedge, top = scene.tones["foliage"] * rng.uniform(0.8, 1.1), rng.uniform(0.8, 1.8)
     scene.paint(facing(side * front, side * (front + 1), 0, top, near), hedge * 0.8, VEGETATION)
     scene.paint(upright(side * front, near, far, 0, top), hedge, VEGETATION)
@@ -462,7 +468,7 @@ def draw_wall(scene: Scene, side: int, front: float, near: float, far: float) ->
   """A garden wall with its courses of stone and a coping."""
   rng = scene.rng
   colour, top, x = scene.tint("stone"), rng.uniform(1.6, 3.2), side * front
-  colour = colour * (1.0 if side != scene.sun else 0.8)
+  colour = colour * (0.8 if side == scene.sun else 1.0)
   scene.paint(facing(x, x + side * 0.4, 0, top, near), colour * 0.8, WALL)
   scene.paint(upright(x, near, far, 0, top), colour, WALL)
   y = np.arange(0.35, top - 0.2, 0.4)
@@ -550,12 +556,6 @@ VEHICLES = {
 VEHICLE_COLOURS = {
   "tyre": np.array([28.0, 28, 28]), "hub": np.array([140.0, 140, 140]), "plate": np.array([225.0, 225, 225]),
   "tail": np.array([215.0, 30, 25]), "head": np.array([255.0, 250, 220])}
-
-
-def pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
-  """One of the names, with chances in proportion to their weights."""
-  bounds = list(itertools.accumulate(weights.values()))
-  return list(weights)[bisect(bounds, rng.random() * bounds[-1])]
 
 
 def place_traffic(scene: Scene, lane: float, lanes: int) -> list[Thing]:
@@ -802,14 +802,14 @@ class Look:
 def draw_look(hardness: float, rng: np.random.Generator) -> Look:
   """A look between noon in the game (0) and the worst light the photo has (1)."""
   h = hardness
-  warm = h * rng.normal(0, 0.10)
+  warm = h * rng.normal(0.07, 0.06)
   return Look(
-    texture=h * rng.uniform(0.4, 1.0), shadow=h * rng.uniform(0.1, 0.5), shade=rng.uniform(-5, 6),
-    haze=h * rng.uniform(0.0, 0.018), air=np.array([200 + 60 * warm, 200, 205 - 60 * warm]) * rng.uniform(0.8, 1.1),
-    gain=np.array([1 + warm, 1 + h * rng.normal(0, 0.04), 1 - warm]) * (1 - h * rng.uniform(-0.1, 0.45)),
-    contrast=1 - h * rng.uniform(0.0, 0.45), gamma=np.exp(h * rng.normal(0.1, 0.25)),
-    saturation=1 - h * rng.uniform(0.0, 0.6), vignette=h * rng.uniform(0.0, 0.5), blur=h * rng.uniform(0.2, 0.9),
-    noise=h * rng.uniform(2, 9))
+    texture=h * rng.uniform(0.6, 1.0), shadow=h * rng.uniform(0.1, 0.4), shade=rng.uniform(-5, 6),
+    haze=h * rng.uniform(0.002, 0.014), air=np.array([200 + 60 * warm, 200, 205 - 60 * warm]) * rng.uniform(0.8, 1.1),
+    gain=np.array([1 + warm, 1 + h * rng.normal(0, 0.03), 1 - warm]) * (1 - h * rng.uniform(0.0, 0.40)),
+    contrast=1 - h * rng.uniform(0.1, 0.4), gamma=np.exp(h * rng.normal(0.1, 0.2)),
+    saturation=1 - h * rng.uniform(0.2, 0.6), vignette=h * rng.uniform(0.0, 0.5), blur=h * rng.uniform(0.2, 0.7),
+    noise=h * rng.uniform(2, 6))
 
 
 _GRAINY = {ROAD: 0.10, SIDEWALK: 0.12, BUILDING: 0.08, WALL: 0.16, FENCE: 0.10, VEGETATION: 0.28, TERRAIN: 0.22,

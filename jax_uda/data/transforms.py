@@ -75,7 +75,7 @@ def normalise(image: Array) -> Array:
 def _place(uniform: Array, scaled: Array, crop: int) -> tuple[Array, Array]:
   """Places a crop along one axis: its pixels' centres, in half pixels of the scaled content, and which lie inside it.
 
-  The offset, drawn by a number in [0, 1), is a whole number of pixels: content larger than the crop covers it, smaller content lies within it.
+  The offset, drawn by a number in [0, 1), is whole: content larger than the crop covers it, smaller content lies in it.
   """
   slack = crop - scaled
   offset = jnp.sign(slack) * jnp.floor(uniform * (jnp.abs(slack) + 1)).astype(jnp.int32)

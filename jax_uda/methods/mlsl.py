@@ -65,9 +65,9 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   if any(p > c for p, c in zip(settings.size, config.canvas, strict=True)):
     raise UserError(f"config.sisc.size {tuple(settings.size)} is larger than config.canvas {tuple(config.canvas)}")
   model = self_training.segmenter(config)
-  loss = functools.partial(self_training.supervised_loss, model=model)
-  players = _players(config)
-  source = self_training.source_stage(config, sizes, {"segmenter": players["segmenter"]}, loss)
+  players, alone = _players(config), {"segmenter": self_training.optimizer(config)}
+  step = self_training.joint_step(config, alone, functools.partial(self_training.supervised_loss, model=model))
+  source = self_training.source_stage(config, sizes, alone, step)
   if config.weak_labels.weight:
     loss = functools.partial(
       multi_level_loss,
@@ -76,6 +76,7 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
       weight=config.weak_labels.weight,
       eta=config.weak_labels.eta,
     )
+    step = self_training.joint_step(config, players, loss)
   patch = tuple(settings.size)
   labelling = self_training.round_labelling(
     config,
@@ -83,7 +84,7 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
     forward=functools.partial(patch_forward, predict=predict(config), patch=patch, batch=settings.batch),
     assemble=functools.partial(assemble_patches, patch=patch, votes=settings.votes, use_prior=config.labels.prior),
   )
-  return [source, *self_training.round_stages(config, sizes, players, loss, labelling)]
+  return [source, *self_training.round_stages(config, sizes, players, step, labelling)]
 
 
 def _players(config: ConfigDict) -> dict[str, Any]:

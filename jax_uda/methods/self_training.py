@@ -79,7 +79,7 @@ def label_statistics(config: ConfigDict) -> dict[str, Fold]:
 def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   """`source` and the rounds; labels from single inference on whole images."""
   players = {"segmenter": optimizer(config)}
-  loss = functools.partial(supervised_loss, model=segmenter(config))
+  step = joint_step(config, players, functools.partial(supervised_loss, model=segmenter(config)))
   labelling = round_labelling(
     config,
     views=no_views,
@@ -87,8 +87,8 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
     assemble=functools.partial(assemble_whole_image, use_prior=config.labels.prior),
   )
   return [
-    source_stage(config, sizes, players, loss),
-    *round_stages(config, sizes, players, loss, labelling),
+    source_stage(config, sizes, players, step),
+    *round_stages(config, sizes, players, step, labelling),
   ]
 
 
@@ -167,8 +167,19 @@ def supervised_loss(
 # Stages
 
 
+def joint_step(
+  config: ConfigDict, players: Mapping[str, optax.GradientTransformation], loss: Callable
+) -> TrainStep:
+  """`train_step` for these players; stages that can should share one, which is compiled once."""
+  settings = config.augmentation
+  augment = functools.partial(
+    transforms.augment_batch, crop=tuple(settings.crop), scale_range=tuple(settings.scale), flip=settings.flip
+  )
+  return TrainStep(("train",), functools.partial(train_step, players=players, loss=loss, augment=augment))
+
+
 def source_stage(
-  config: ConfigDict, sizes: Mapping[str, int], players: Mapping[str, optax.GradientTransformation], loss: Callable
+  config: ConfigDict, sizes: Mapping[str, int], players: Mapping[str, optax.GradientTransformation], step: TrainStep
 ) -> Stage:
   """Supervised training on the source."""
   settings = config.source_training
@@ -178,7 +189,7 @@ def source_stage(
     name="source",
     num_steps=num_steps,
     streams={"train": Stream(("source",), settings.batch)},
-    steps={"train": TrainStep(("train",), _step(config, players, loss))},
+    steps={"train": step},
     begin=functools.partial(begin, players=players, hyper=hyper),
     pick=lambda step: "train",
   )
@@ -188,14 +199,13 @@ def round_stages(
   config: ConfigDict,
   sizes: Mapping[str, int],
   players: Mapping[str, optax.GradientTransformation],
-  loss: Callable,
+  step: TrainStep,
   labelling: Callable[[float], Labelling],
 ) -> list[Stage]:
   """The rounds: what `config.mode` trains on, with the portion and the learning rate of each round."""
   if config.mode not in ("adapt", "source_only", "oracle"):
     raise UserError(f"config.mode is {config.mode!r}; choose adapt, source_only or oracle")
   settings = config.rounds
-  step = TrainStep(("train",), _step(config, players, loss))
   target = {"adapt": ("target",), "oracle": ("target_truth",), "source_only": ()}[config.mode]
   result = []
   for r in range(settings.num):
@@ -243,14 +253,6 @@ def source_share(config: ConfigDict, r: int) -> float:
 def source_subset(num: int, share: float, seed: int) -> tuple[int, ...]:
   """A share of the source images, at least one; with the same seed a larger share holds a smaller one."""
   return tuple(np.random.default_rng(seed).permutation(num)[: max(1, round(share * num))].tolist())
-
-
-def _step(config: ConfigDict, players: Mapping[str, optax.GradientTransformation], loss: Callable) -> Callable:
-  settings = config.augmentation
-  augment = functools.partial(
-    transforms.augment_batch, crop=tuple(settings.crop), scale_range=tuple(settings.scale), flip=settings.flip
-  )
-  return functools.partial(train_step, players=players, loss=loss, augment=augment)
 
 
 def _steps(epochs: float, num: int, batch: int) -> int:

@@ -131,7 +131,7 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
   try:
     return safetensors.numpy.load(file.read_bytes())
   except OSError as error:
-    raise UserError(f"cannot read the weights {path}: {error.strerror}; check the path") from error
+    raise UserError(f"cannot read the weights {path}: {error.strerror or error}; check the path") from error
   except safetensors.SafetensorError as error:
     raise UserError(f"the weights {path} are damaged or no .safetensors file ({error}); fetch them again") from error
   except KeyError as error:  # a number type that NumPy lacks

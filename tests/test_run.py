@@ -1,0 +1,146 @@
+"""A run as a user has it: files, resuming, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from jax_uda import run
+from jax_uda.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(moment: str, workdir: Path, cache: Path, *flags: str) -> subprocess.CompletedProcess:
+  """A process of its own that runs the tiny MLSL config on one device, and dies at the moment."""
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(cache),  # so that only the first of these processes compiles
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "PYTHONPATH": str(ROOT),
+  }
+  command = [sys.executable, ROOT / "tests/killed_run.py", moment, "--config=tests/tiny_mlsl.py", f"--workdir={workdir}"]
+  return subprocess.run([*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def last_state(workdir: Path) -> dict:
+  places = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+  with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+    return manager.restore(places[-1], args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+
+
+def records(workdir: Path) -> list[dict]:
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(value):
+  if isinstance(value, dict):
+    return {name: without_times(x) for name, x in value.items() if "second" not in name and name != "waiting_for_data"}
+  return [without_times(x) for x in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+  return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, cache) -> Path:
+  workdir = tmp_path_factory.mktemp("undisturbed")
+  done = start("never", workdir, cache)
+  assert done.returncode == 0, done.stderr
+  return workdir
+
+
+def test_a_run_leaves_what_it_promises(undisturbed):
+  results = json.loads((undisturbed / "results.json").read_text())
+  assert results["method"] == "mlsl" and results["protocol"] == "cityscapes19"
+  assert [stage["name"] for stage in results["stages"]] == ["source", "round_1"]
+  assert results["final"] == results["stages"][-1]
+  for stage in results["stages"]:
+    assert stage["steps"] == 3 and len(stage["iou"]) == 19 and 0 <= stage["pixel_accuracy"] <= 1
+  assert results["stages"][0]["pseudo_labels"] is None
+  assert 0 < results["stages"][1]["pseudo_labels"]["selected"] < 1
+  assert 0 <= results["stages"][1]["pseudo_labels"]["accuracy"] <= 1
+  labels = sorted((undisturbed / "pseudo_labels/round_1").glob("*.png"))
+  assert len(labels) == 5
+  for path in labels:
+    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert label.shape == (32, 64) and set(np.unique(label)) <= {*range(19), 255}
+  kept = [path.name for path in (undisturbed / "checkpoints").iterdir() if path.name.isdigit()]
+  assert len(kept) == 3  # the last two, and the end of the source stage
+  assert (undisturbed / "report.html").exists() and not (undisturbed / "spill").exists()
+
+
+def test_killed_anywhere_and_resumed_the_weights_are_the_same(undisturbed, tmp_path, cache):
+  for moment in ("training", "saving", "scoring", "labelling", "training"):
+    assert start(moment, tmp_path, cache).returncode == -signal.SIGKILL, moment
+  done = start("terminated", tmp_path, cache)
+  assert done.returncode == 75 and "run the same command again" in done.stderr
+  done = start("never", tmp_path, cache)
+  assert done.returncode == 0 and "resuming at stage round_1" in done.stdout, done.stderr
+  jax.tree.map(np.testing.assert_array_equal, last_state(tmp_path), last_state(undisturbed))
+  for path in (undisturbed / "pseudo_labels/round_1").glob("*.png"):
+    assert path.read_bytes() == (tmp_path / "pseudo_labels/round_1" / path.name).read_bytes()
+  positions = [(record["stage_index"], record["step"]) for record in records(tmp_path)]
+  assert positions == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
+  assert without_times(records(tmp_path)) == without_times(records(undisturbed))
+  mine, other = (json.loads((w / "results.json").read_text()) for w in (tmp_path, undisturbed))
+  assert without_times(mine) == without_times(other)
+
+
+def test_a_finished_run_run_again_changes_nothing(undisturbed, cache):
+  before = (undisturbed / "metrics.jsonl").read_bytes(), (undisturbed / "results.json").read_bytes()
+  done = start("never", undisturbed, cache)
+  assert done.returncode == 0 and "report:" in done.stdout
+  assert before == ((undisturbed / "metrics.jsonl").read_bytes(), (undisturbed / "results.json").read_bytes())
+
+
+def test_another_config_is_refused_with_the_differences(undisturbed, mlsl_config):
+  config = mlsl_config.copy_and_resolve_references()
+  config.seed, config.sisc.patches = 7, 2
+  with pytest.raises(UserError, match=r"seed: 0 -> 7; sisc\.patches: 3 -> 2"):
+    run.run(config, undisturbed)
+
+
+def test_start_from_takes_over_the_source_stage(undisturbed, tmp_path, mlsl_config):
+  config = mlsl_config.copy_and_resolve_references()
+  config.start_from = str(undisturbed)
+  config.mode = "source_only"
+  results = run.run(config, tmp_path / "next")
+  first = json.loads((undisturbed / "results.json").read_text())["stages"][0]
+  assert without_times(results["stages"][0]) == without_times(first)
+  assert {record["stage"] for record in records(tmp_path / "next")} == {"round_1"}
+  config.optimizer.momentum = 0.5
+  with pytest.raises(UserError, match=r"other source settings \(optimizer.momentum: 0.9 -> 0.5\)"):
+    run.run(config, tmp_path / "refused")
+  config.start_from = str(tmp_path)
+  with pytest.raises(UserError, match="holds no run"):
+    run.run(config, tmp_path / "nowhere")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(mlsl_config, tmp_path):
+  config = mlsl_config.copy_and_resolve_references()
+  config.source_training.rate = 1e30
+  with pytest.raises(UserError, match=r"stage source, step \d: loss is (nan|inf).*checkpoints"):
+    run.run(config, tmp_path)
+  assert not [record for record in records(tmp_path) if record["step"] == 3]
+
+
+def test_oracle_trains_on_the_true_labels(mlsl_config, tmp_path):
+  config = mlsl_config.copy_and_resolve_references()
+  config.mode = "oracle"
+  config.rounds.source_share_max = 0.2
+  results = run.run(config, tmp_path)
+  assert results["stages"][1]["pseudo_labels"] is None and not (tmp_path / "pseudo_labels").exists()
+  assert [r["target_kept"] for r in records(tmp_path) if r["stage"] == "round_1" and "target_kept" in r][0] > 0.9
