@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jax_uda import inference, parallel
+from jax_uda import inference
 from jax_uda.data import sources
 from jax_uda.data.label_spaces import LabelSpace
 from jax_uda.errors import UserError
@@ -31,7 +31,7 @@ def describe(config: ConfigDict) -> str:
   for role in ("source", "target", "test"):
     spec = config[role]
     if spec.kind:
-      lines.append(f"{role:<10} {_dataset(spec)}: {sizes[role]} images; {sources.how_to_get(spec.kind)}")
+      lines.append(f"{role:<10} {_dataset(spec)}: {sizes[role]:,} images; {sources.how_to_get(spec.kind)}")
   lines.append(f"classes    {len(experiment.space.classes)} ({experiment.space.name})")
   for name, network in state.networks.items():
     count = sum(x.size for x in jax.tree.leaves(network.params))
@@ -52,13 +52,19 @@ def check(experiment: Experiment) -> State:
     for name, fold in experiment.method.label_statistics(config).items()
   }
   state = state.replace(hyper={**state.hyper, **statistics})
+  seen = set()  # rounds share their functions, and tracing large networks takes its time
   for stage in experiment.stages:
-    if stage.labelling is not None:
+    if stage.labelling is not None and stage.labelling.forward not in seen:
+      seen.add(stage.labelling.forward)
       _check_labelling(stage.labelling, state, canvas)
     state = jax.eval_shape(stage.begin, state, jax.random.key(0))
     for kind in stage.steps.values():
+      streams = [stage.streams[name] for name in kind.streams]
+      if (this := (kind.apply, *(stream.batch for stream in streams))) in seen:
+        continue
+      seen.add(this)
       batches = {name: _abstract_batch(stage.streams[name].batch, canvas) for name in kind.streams}
-      # A batch of one device; the others' are alike.
+      # The batch of one device; the others' are alike.
       step = jax.vmap(kind.apply, (None, 0, None), None, axis_name=DEVICE_AXIS, axis_size=1)
       state, _ = jax.eval_shape(step, state, batches, jax.random.key(0))
     logits = jax.eval_shape(experiment.predict, state, jax.ShapeDtypeStruct((1, *canvas, 3), jnp.float32))

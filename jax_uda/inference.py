@@ -79,7 +79,8 @@ class KeptOutputs:
     """What was kept, in order, in full batches: (pytree of [batch, …], bool [batch]: False where an image is repeated)."""
     for start in range(0, self._filled, batch):
       rows = np.arange(start, start + batch)
-      yield jax.tree.map(lambda x, r=np.minimum(rows, self._filled - 1): x[r], self._arrays), rows < self._filled
+      existing = np.minimum(rows, self._filled - 1)
+      yield jax.tree.map(lambda x, rows=existing: x[rows], self._arrays), rows < self._filled
 
   def close(self) -> None:
     """Frees the memory and deletes the files."""
@@ -130,7 +131,8 @@ def select(
   """The labels that the labelling selects, image by image: uint8 [H, W] and bool [H, W], where scores existed."""
   run = _select(labelling.assemble, labelling.select, canvas)
   for batch in _batches(labelling, kept):
-    for labels, valid, (height, width), exists in zip(*run((hyper, found), batch), batch["size"], batch["exists"]):
+    every = zip(*run((hyper, found), batch), batch["size"], batch["exists"], strict=True)
+    for labels, valid, (height, width), exists in every:
       if exists:
         yield labels[:height, :width], valid[:height, :width]
 

@@ -20,7 +20,7 @@ Run again with the same config and --workdir, it goes on where it stopped. Any f
 exit status: 0 done, 2 something that you can mend (one line says what), 75 stopped by SIGTERM with everything saved.
 """
 
-EXIT_MENDABLE, EXIT_STOPPED = 2, 75
+EXIT_MENDABLE, EXIT_STOPPED, EXIT_CTRL_C = 2, 75, 130
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -60,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise
     print(f"error: {error}", file=sys.stderr)
     return EXIT_MENDABLE
+  except KeyboardInterrupt:
+    print(f"interrupted; run the same command again to go on from the last checkpoint in {flags.workdir}", file=sys.stderr)
+    return EXIT_CTRL_C
   except Interrupted:
     print(f"stopped; run the same command again to go on in {flags.workdir}", file=sys.stderr)
     return EXIT_STOPPED

@@ -19,7 +19,7 @@ def sgd(momentum: float, weight_decay: float, multipliers: Mapping[str, float]) 
 
   def scale(updates, params=None):
     del params
-    return {name: jax.tree.map(lambda x, m=multipliers.get(name, 1.0): m * x, tree) for name, tree in updates.items()}
+    return {name: optax.tree.scale(multipliers.get(name, 1.0), tree) for name, tree in updates.items()}
 
   return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(momentum), optax.stateless(scale))
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jax_uda import evaluate, inference
+from jax_uda import inference
 from jax_uda.data import pipeline
 from jax_uda.errors import UserError
 from jax_uda.experiment import Experiment

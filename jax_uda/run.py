@@ -125,7 +125,7 @@ def score(
   experiment: Experiment, workdir: epath.Path, index: int, state: State, seconds: float, stop: StopSignal
 ) -> dict[str, Any]:
   """A stage's entry in results.json; its pictures are drawn on the way."""
-  started, stage, config = time.monotonic(), experiment.stages[index], experiment.config
+  started, stage = time.monotonic(), experiment.stages[index]
   state = parallel.replicate(state)
   confusion = None
   if "test" in experiment.datasets:

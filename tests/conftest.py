@@ -1,5 +1,7 @@
 """Every test runs on four CPU devices, so that what is wrong over devices fails here."""
 
+import tempfile
+
 import jax
 import ml_collections
 import pytest
@@ -9,6 +11,9 @@ from jax_uda.config import known_configs, load_config
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
+# Many tests trace the same step anew; only the first of them is to compile it.
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="jax_uda_tests_"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 TINY = {
   "batch": 4,

@@ -44,9 +44,11 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def init(config: ConfigDict, key: jax.Array) -> State:
   """The first state: a segmenter from `config.weights`, or at random."""
-  variables = jax.jit(segmenter(config).init)(key, jnp.zeros((1, *config.augmentation.crop, 3)))
-  if config.weights:
-    variables, _ = weights.load_torchvision(config.weights, variables, partial=config.weights_partial)
+  make = functools.partial(segmenter(config).init, key, jnp.zeros((1, *config.augmentation.crop, 3)))
+  known = jax.eval_shape(make)
+  if config.weights:  # read first: what is wrong with the file should not wait for a compilation
+    known, _ = weights.load_torchvision(config.weights, known, partial=config.weights_partial)
+  variables = jax.tree.map(lambda x, y: y if isinstance(x, jax.ShapeDtypeStruct) else x, known, jax.jit(make)())
   return State(jnp.int32(0), {"segmenter": optimizers.make_network(variables, optimizer(config))}, {})
 
 

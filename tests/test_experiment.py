@@ -1,0 +1,35 @@
+"""Configs against working directories and data sets."""
+
+import pytest
+
+from jax_uda import experiment
+from jax_uda.errors import UserError
+
+
+def test_differences_name_every_field_that_changed():
+  old = {"a": 1, "b": {"c": [1, 2], "d": "x"}, "gone": 0}
+  new = {"a": 1, "b": {"c": [1, 3], "d": "x"}, "new": True}
+  assert experiment.differences(old, new) == ["b.c: [1, 2] -> [1, 3]", "gone: 0 -> absent", "new: absent -> True"]
+  assert experiment.differences(old, old) == []
+
+
+def test_a_method_is_found_by_its_file_name():
+  assert experiment.find_method("mlsl").__name__ == "jax_uda.methods.mlsl"
+  with pytest.raises(UserError, match="no method 'os'"):
+    experiment.find_method("os")
+
+
+def test_data_sets_of_other_classes_are_refused(mlsl_config, tmp_path):
+  config = mlsl_config.copy_and_resolve_references()
+  (tmp_path / "images").mkdir()
+  (tmp_path / "images/a.png").write_bytes(b"never read")
+  (tmp_path / "labels").mkdir()
+  (tmp_path / "labels/a.png").write_bytes(b"never read")
+  (tmp_path / "classes.csv").write_text("name,id,red,green,blue\ncat,0,1,2,3\n")
+  config.test.update({"kind": "folder", "dir": str(tmp_path)})
+  with pytest.raises(UserError, match="config.test: its classes are those of"):
+    experiment.open_experiment(config)
+  config.test.kind = ""
+  config.source.update({"kind": "folder", "dir": str(tmp_path)})
+  with pytest.raises(UserError, match="config.target"):
+    experiment.open_experiment(config)

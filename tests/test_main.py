@@ -1,0 +1,115 @@
+"""The command line: what goes wrong is one line that says what, where and what to do, with exit status 2."""
+
+import json
+
+import pytest
+
+from jax_uda import main
+from jax_uda.config import known_configs, load_config
+from jax_uda.errors import UserError
+
+
+def failure(capsys, *flags: str) -> str:
+  """The one line that a user sees."""
+  assert main.main(flags) == 2
+  shown = capsys.readouterr().err.strip()
+  assert shown.startswith("error: ") and "\n" not in shown
+  return shown
+
+
+def test_config_that_is_not_there(capsys, tmp_path):
+  line = failure(capsys, "--config=configs/nothing.py", f"--workdir={tmp_path}")
+  assert "configs/nothing.py" in line and "configs/mlsl_gta.py" in line
+
+
+def test_misspelt_field_is_told_the_right_one(capsys, tmp_path):
+  line = failure(capsys, "--config=configs/demo.py", "--config.sisc.patchs=3", f"--workdir={tmp_path}")
+  assert "sisc.patchs" in line and "did you mean sisc.patches?" in line
+
+
+@pytest.mark.parametrize(("flag", "said"), [
+  ("--config.seed=x", "seed: 'x'"), ("--config.rounds.num=1.5", "rounds.num: '1.5'"),
+  ("--config.canvas=(1,2,3)", "canvas: '(1,2,3)'"), ("--config.weights_partial=maybe", "weights_partial: 'maybe'"),
+  ("--config.seed", "write --config.seed=VALUE"), ("--config.sisc=3", "there is no such field"),
+])  # fmt: skip
+def test_values_that_do_not_fit(capsys, tmp_path, flag, said):
+  assert said in failure(capsys, "--config=configs/demo.py", flag, f"--workdir={tmp_path}")
+
+
+def test_unknown_method(capsys, tmp_path):
+  line = failure(capsys, "--config=configs/demo.py", "--config.method=mslm", f"--workdir={tmp_path}")
+  assert "'mslm'" in line and "mlsl" in line
+  assert not (tmp_path / "config.json").exists()
+
+
+def test_missing_data(capsys, tmp_path):
+  line = failure(capsys, "--config=configs/mlsl_gta.py", f"--config.data_dir={tmp_path}", f"--workdir={tmp_path}/run")
+  assert str(tmp_path / "GTA5") in line and "download" in line
+
+
+def test_a_file_in_place_of_the_data(capsys, tmp_path):
+  (tmp_path / "GTA5").write_text("not a folder")
+  line = failure(capsys, "--config=configs/mlsl_gta.py", f"--config.data_dir={tmp_path}", f"--workdir={tmp_path}/run")
+  assert str(tmp_path / "GTA5") in line
+
+
+def test_a_file_in_place_of_the_workdir(capsys, tmp_path):
+  (tmp_path / "run").write_text("not a folder")
+  assert "name a folder" in failure(capsys, "--config=configs/demo.py", f"--workdir={tmp_path}/run")
+
+
+def test_weights_of_random_bytes(capsys, tmp_path):
+  file = tmp_path / "weights.safetensors"
+  file.write_bytes(bytes(range(256)) * 8)
+  line = failure(capsys, "--config=tests/tiny_mlsl.py", f"--config.weights={file}", f"--workdir={tmp_path}/run")
+  assert str(file) in line
+
+
+def test_config_file_that_breaks(capsys, tmp_path):
+  file = tmp_path / "broken.py"
+  file.write_text("def get_config():\n  return 1 / 0\n")
+  line = failure(capsys, f"--config={file}", f"--workdir={tmp_path}/run")
+  assert "ZeroDivisionError" in line and "broken.py:2" in line
+
+
+def test_batch_that_the_devices_cannot_share(capsys, tmp_path):
+  line = failure(capsys, "--config=tests/tiny_mlsl.py", "--config.rounds.batch=6", f"--workdir={tmp_path}/run")
+  assert "a batch of 6 does not divide over 4 devices" in line
+
+
+def test_debug_shows_the_traceback(tmp_path):
+  with pytest.raises(UserError):
+    main.main(["--config=configs/nothing.py", f"--workdir={tmp_path}", "--debug"])
+
+
+def test_unknown_flag_and_missing_workdir(capsys):
+  for flags in (["--config=configs/demo.py", "--wrkdir=x"], ["--config=configs/demo.py"]):
+    with pytest.raises(SystemExit) as error:
+      main.main(flags)
+    assert error.value.code == 2
+
+
+def test_check_prints_the_papers_network_and_rounds(capsys):
+  assert main.main(["--config=configs/mlsl_gta.py", "--check", "--config.rounds.batch=4"]) == 0
+  shown = capsys.readouterr().out
+  for part in ("124,033,363", "24,966 images", "2,975 images", "round_6", "cityscapes19", "every shape fits"):
+    assert part in shown
+  assert "round_7" not in shown
+
+
+def test_every_config_loads_and_says_how_it_is_run():
+  for file in known_configs():
+    config = load_config(file)
+    assert config.method
+    json.dumps(config.to_dict())
+    with open(file) as text:
+      assert file in text.read()
+
+
+def test_fields_take_the_type_that_they_have():
+  config = load_config(
+    "configs/demo.py",
+    ["seed=3", "rounds.rate=1", "augmentation.flip=false", "canvas=(64,128)", "target.dir=here", "optimizer.momentum=.5"],
+  )
+  assert config.seed == 3 and config.rounds.rate == 1.0 and config.augmentation.flip is False
+  assert config.canvas == (64, 128) and config.target.dir == "here" and config.optimizer.momentum == 0.5
