@@ -80,6 +80,7 @@ def self_training() -> ConfigDict:
     "batch": 2,
     "rate": 1e-4,
     "power": 0.0,
+    "batch_norm": "",  # empty: as the network's; the code's is frozen
     "rate_divisor": 2**0.5,  # round by round (code)
     "source_share": 0.03,  # of the source images, mixed with the target's (code)
     "source_share_step": 0.0025,

@@ -20,7 +20,8 @@ def get_config():
   )
   config.augmentation.update({"crop": (80, 160), "scale": (0.8, 1.4)})
   config.source_training.update({"steps": 500, "batch": 8, "rate": 0.03, "power": 0.9})
-  config.rounds.update({"num": 3, "steps": 120, "batch": 8, "rate": 0.015, "source_share": 0.33, "source_share_max": 0.33})
+  config.rounds.update({"num": 3, "steps": 120, "batch": 8, "rate": 0.015})
+  config.rounds.update({"source_share": 0.33, "source_share_max": 0.33})
   config.labels.update({"portion": 0.30, "portion_step": 0.10, "batch": 4})
   config.sisc.update({"patches": 12, "size": (80, 160), "batch": 24})
   config.weak_labels.width = 0.05

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jax_uda import inference
+from jax_uda import inference, parallel
 from jax_uda.data import sources
 from jax_uda.data.label_spaces import LabelSpace
 from jax_uda.errors import UserError
@@ -32,6 +32,7 @@ def describe(config: ConfigDict) -> str:
     spec = config[role]
     if spec.kind:
       lines.append(f"{role:<10} {_dataset(spec)}: {sizes[role]:,} images; {sources.how_to_get(spec.kind)}")
+  lines.append(f"weights    {config.weights or 'none: the network starts at random'}")
   lines.append(f"classes    {len(experiment.space.classes)} ({experiment.space.name})")
   for name, network in state.networks.items():
     count = sum(x.size for x in jax.tree.leaves(network.params))
@@ -39,6 +40,12 @@ def describe(config: ConfigDict) -> str:
   for stage in experiment.stages:
     lines.append(_stage(stage, sizes["target"]))
   total = sum(stage.num_steps for stage in experiment.stages)
+  for stage in experiment.stages:
+    for stream in stage.streams.values():
+      try:
+        parallel.check_batch(stream.batch, f"stage {stage.name}")
+      except UserError as error:
+        lines.append(f"not here   {error}")
   return "\n".join([*lines, f"total      {total:,} steps; every shape fits"])
 
 
@@ -106,6 +113,9 @@ def _planned(config: ConfigDict) -> tuple[Experiment, dict[str, int]]:
   roles = [role for role in ("source", "target", "test") if config[role].kind]
   sizes = {role: sources.published_size(config[role]) for role in roles}
   space: LabelSpace | None = sources.published_space(config.source)
+  for role in roles:
+    if config[role].kind == "street_world":
+      sources.open_source(config[role], config.data_dir)  # needs no data, and knows its names
   if space is not None and None not in sizes.values():
     return plan(config, space, {}, sizes), sizes
   experiment = open_experiment(config)

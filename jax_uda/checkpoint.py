@@ -33,6 +33,10 @@ class Checkpoints:
       ),
     )
 
+  def empty(self) -> bool:
+    """Whether nothing has been saved yet."""
+    return self._manager.latest_step() is None
+
   def save(self, stage_index: int, state: State, seconds: float) -> None:
     """Writes the state at its step of the stage; a place that is already there is left alone."""
     place = int(self._starts[stage_index]) + int(state.step)

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+import math
 import os
 import traceback
 from collections.abc import Iterator, Sequence
@@ -37,13 +38,14 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
   try:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
+    config = ml_collections.ConfigDict(module.get_config())
   except Exception as error:  # whatever a user's file may raise
     last = traceback.extract_tb(error.__traceback__)[-1]
     raise UserError(f"--config: {file}: {type(error).__name__}: {error} ({last.filename}:{last.lineno})") from error
   config.lock()
   for override in overrides:
     _set(config, override)
+  _check_values(config)
   if not config.data_dir:
     config.data_dir = os.environ.get("JAX_UDA_DATA", "data")
   return config
@@ -74,6 +76,26 @@ def _set(config: ml_collections.ConfigDict, override: str) -> None:
   config[name] = value
 
 
+# What the last part of a field's name says about its value: at least this, at most that.
+BOUNDS = {
+  **dict.fromkeys(("batch", "eval_batch", "log_every", "checkpoint_every", "patches"), (1, math.inf)),
+  **dict.fromkeys(("crop", "size", "canvas"), (1, math.inf)),
+  **dict.fromkeys(("seed", "steps", "epochs", "num", "pictures", "threads", "rate", "power", "keep_gib"), (0, math.inf)),
+  **dict.fromkeys(("portion", "portion_step", "portion_max", "momentum"), (0, 1)),
+  **dict.fromkeys(("source_share", "source_share_step", "source_share_max"), (0, 1)),
+}
+
+
+def _check_values(config: ml_collections.ConfigDict) -> None:
+  """Refuses numbers that could only fail later."""
+  for field, value in _fields(config):
+    least, most = BOUNDS.get(field.rpartition(".")[2], (-math.inf, math.inf))
+    for number in value if isinstance(value, tuple) else (value,):
+      if isinstance(number, int | float) and not least <= number <= most:
+        wanted = f"at least {least}" if most == math.inf else f"in {least}..{most}"
+        raise UserError(f"config.{field} is {value}; it has to be {wanted}")
+
+
 def _fields(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
   for name, value in config.items():
     if isinstance(value, ml_collections.ConfigDict):
@@ -96,7 +118,7 @@ def _parse(text: str, like: Any) -> Any:
     value = tuple(value) if isinstance(value, tuple | list) else (value,)
     fits = len(value) == len(like) and all(isinstance(v, int | float) for v in value)
     return tuple(type(old)(v) for old, v in zip(like, value, strict=True)) if fits else None
-  if isinstance(value, bool) or not isinstance(value, int | float):
+  if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
     return None
   if isinstance(like, int) and value != int(value):
     return None

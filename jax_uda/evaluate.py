@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
-from jax_uda import inference, metrics, report
+from jax_uda import inference, metrics, parallel, report
 from jax_uda.data import pipeline
 from jax_uda.experiment import Experiment
 from jax_uda.state import State
@@ -41,7 +40,7 @@ def score(experiment: Experiment, state: State, dataset: Any, title: str, stop: 
   """The confusion matrix int64 [C, C] over a data set; None if it has no labels."""
   config = experiment.config
   batches = pipeline.eval_batches(
-    dataset, config.eval_batch * jax.local_device_count(), tuple(config.canvas), threads=config.threads
+    dataset, config.eval_batch * parallel.num_devices(), tuple(config.canvas), threads=config.threads
   )
   total = None
   with report.Progress(title, len(dataset), "images") as bar:

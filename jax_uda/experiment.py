@@ -68,12 +68,19 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
     datasets["test"] = sources.open_source(config.test, config.data_dir)
   for name in ("target", "test"):
     other = datasets[name].label_space if name in datasets else None
-    if other not in (None, source.label_space):
+    if other is not None and other.classes != source.label_space.classes:
       raise UserError(
-        f"config.{name}: its classes are those of {other.name}, the source's those of {source.label_space.name}; "
-        "choose data sets with the same classes"
+        f"config.{name}: its classes are {', '.join(other.classes)}; the source's are "
+        f"{', '.join(source.label_space.classes)}; choose data sets with the same classes, in the same order"
       )
-  return plan(config, source.label_space, datasets, {name: len(dataset) for name, dataset in datasets.items()})
+  for name, dataset in datasets.items():
+    if not len(dataset):
+      raise UserError(f"config.{name.removesuffix('_truth')}: the data set has no images; choose a larger one")
+  experiment = plan(config, source.label_space, datasets, {name: len(dataset) for name, dataset in datasets.items()})
+  for stage in experiment.stages:
+    for stream in stage.streams.values():
+      parallel.check_batch(stream.batch, f"stage {stage.name}")
+  return experiment
 
 
 def plan(
@@ -83,11 +90,7 @@ def plan(
   method = find_method(config.method)
   config = config.copy_and_resolve_references()
   config.num_classes = len(space.classes)
-  stages = method.stages(config, sizes)
-  for stage in stages:
-    for stream in stage.streams.values():
-      parallel.check_batch(stream.batch, f"stage {stage.name}")
-  return Experiment(config, method, space, datasets, stages, method.predict(config))
+  return Experiment(config, method, space, datasets, method.stages(config, sizes), method.predict(config))
 
 
 def find_method(name: str) -> ModuleType:
@@ -107,23 +110,22 @@ def method_names() -> list[str]:
   return sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
 
 
-def claim(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-  """Makes a working directory this config's, or refuses.
+def refuse_other_run(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+  """Sees to it that a working directory is free or holds a run of this very config.
 
   Raises:
-    UserError: it holds the run of another config, or is no directory.
+    UserError: it does not.
   """
-  if workdir.exists() and not workdir.is_dir():
-    raise UserError(f"--workdir: {workdir} is a file; name a folder")
-  path = workdir / "config.json"
-  if path.exists():
-    if changes := differences(report.read_json(path), report.plain(config.to_dict())):
-      raise UserError(
-        f"--workdir: {workdir} holds a run of another config ({'; '.join(changes)}); name a new folder, or undo that"
-      )
-    return
-  workdir.mkdir(parents=True, exist_ok=True)
-  report.write_json(path, config.to_dict())
+  try:
+    if workdir.exists() and not workdir.is_dir():
+      raise UserError(f"--workdir: {workdir} is a file; name a folder")
+    claimed = (workdir / "config.json").exists()
+  except OSError as error:
+    raise UserError(f"--workdir: {workdir}: {error.strerror or error}; name a folder that can be written") from error
+  if claimed and (changes := differences(report.read_json(workdir / "config.json"), report.plain(config.to_dict()))):
+    raise UserError(
+      f"--workdir: {workdir} holds a run of another config ({'; '.join(changes)}); name a new folder, or undo that"
+    )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

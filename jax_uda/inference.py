@@ -116,13 +116,24 @@ def segment(
 
 
 def fold(
-  labelling: Labelling, name: str, hyper: dict, found: dict, kept: KeptOutputs, canvas: tuple[int, int]
+  labelling: Labelling,
+  name: str,
+  hyper: dict,
+  found: dict,
+  kept: KeptOutputs,
+  canvas: tuple[int, int],
+  watch: Callable[[int], None],
 ) -> Any:
-  """The result of one fold over the scores of all kept outputs."""
+  """The result of one fold over the scores of all kept outputs; `watch` is told how many images each batch added."""
   this = labelling.folds[name]
   run = _fold(labelling.assemble, this.init, this.update, canvas)
-  parts = (part for batch in _batches(labelling, kept) for part in run((hyper, found), batch))
-  return this.finish(functools.reduce(this.merge, parts))
+
+  def parts():
+    for batch in _batches(labelling, kept):
+      yield from run((hyper, found), batch)
+      watch(int(batch["exists"].sum()))
+
+  return this.finish(functools.reduce(this.merge, parts()))
 
 
 def select(
@@ -138,7 +149,7 @@ def select(
 
 
 def _batches(labelling: Labelling, kept: KeptOutputs) -> Iterator[Batch]:
-  for batch, exists in kept.batches(labelling.batch * jax.local_device_count()):
+  for batch, exists in kept.batches(labelling.batch * parallel.num_devices()):
     yield {**batch, "exists": exists}
 
 

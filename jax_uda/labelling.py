@@ -1,9 +1,9 @@
 """Labelling the target: the network once per image, folds over its kept outputs, then labels as PNG files."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -30,23 +30,34 @@ def label_target(experiment: Experiment, workdir: epath.Path, index: int, state:
   folder.mkdir(parents=True)
 
   def batches():
-    return pipeline.eval_batches(target, labelling.batch * jax.local_device_count(), canvas, threads=config.threads)
+    return pipeline.eval_batches(target, labelling.batch * parallel.num_devices(), canvas, threads=config.threads)
+
+  def progress(what):
+    return report.Progress(f"{stage.name} · {what}", num, "images")
 
   state = parallel.replicate(state)
   ids: list[str] = []
+  truths: Iterator[np.ndarray | None] = itertools.repeat(None)
+  found: dict[str, Any] = {}
+  counts = _Counts(len(experiment.space.classes))
   with inference.KeptOutputs(num, config.labels.keep_gib, workdir / "spill") as kept:
-    with report.Progress(f"{stage.name} · network", num, "images") as bar:
+    with progress("network") as bar:
       for done in inference.segment(labelling, state, experiment.stage_key(index, 1), _noting(batches(), ids), kept):
         bar.update(done)
         stop.check()
-    found: dict[str, Any] = {}
     for name in labelling.folds:
-      found[name] = inference.fold(labelling, name, state.hyper, found, kept, canvas)
-      stop.check()
-    counts = _Counts(len(experiment.space.classes))
-    truths = _truths(batches())
-    with report.Progress(f"{stage.name} · labels", num, "images") as bar:
-      for image_id, (labels, valid) in zip(ids, inference.select(labelling, state.hyper, found, kept, canvas), strict=True):
+      with progress(name) as bar:
+
+        def watch(done, bar=bar):
+          bar.update(done)
+          stop.check()
+
+        found[name] = inference.fold(labelling, name, state.hyper, found, kept, canvas, watch)
+    if _has_labels(target):
+      truths = _truths(batches())
+    with progress("labels") as bar:
+      labelled = inference.select(labelling, state.hyper, found, kept, canvas)
+      for image_id, (labels, valid) in zip(ids, labelled, strict=True):
         write_png(folder / f"{image_id}.png", labels)
         counts.add(labels, valid, next(truths))
         bar.update(1)
@@ -55,7 +66,7 @@ def label_target(experiment: Experiment, workdir: epath.Path, index: int, state:
   report.write_json(workdir / "pseudo_labels" / f"{stage.name}.json", record)
 
 
-def label_statistics(experiment: Experiment, workdir: epath.Path) -> dict[str, np.ndarray]:
+def label_statistics(experiment: Experiment, workdir: epath.Path, stop: StopSignal) -> dict[str, np.ndarray]:
   """The method's statistics of the source labels, for `State.hyper`; made once a run, kept in label_statistics.npz."""
   folds = experiment.method.label_statistics(experiment.config)
   path = workdir / "label_statistics.npz"
@@ -68,10 +79,10 @@ def label_statistics(experiment: Experiment, workdir: epath.Path) -> dict[str, n
   batches = pipeline.eval_batches(source, 1, tuple(experiment.config.canvas), threads=experiment.config.threads)
   with report.Progress("source labels · statistics", len(source), "images") as bar:
     for batch in batches:
-      height, width = batch["size"][0]
-      label = batch["label"][0, :height, :width]
-      stats = {name: fold.merge(stats[name], fold.update(fold.init(), label)) for name, fold in folds.items()}
+      label, size = batch["label"][0], batch["size"][0]
+      stats = {name: fold.merge(stats[name], fold.update(fold.init(), label, size)) for name, fold in folds.items()}
       bar.update(1)
+      stop.check()
   found = {name: np.asarray(fold.finish(stats[name]), np.float32) for name, fold in folds.items()}
   report.write_npz(path, found)
   return found
@@ -111,6 +122,10 @@ class _Counts:
       "uncovered": self._uncovered,
       "confusion": self._confusion,
     }
+
+
+def _has_labels(source: Any) -> bool:
+  return "label" in source[0]
 
 
 def _noting(batches: Iterable[dict[str, Any]], ids: list[str]) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from jax_uda.errors import UserError
 
@@ -28,6 +29,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   parser = argparse.ArgumentParser(
     "python -m jax_uda.main", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
   )
+  parser.error = lambda message: _usage_error(message)
   parser.add_argument("--config", required=True, metavar="FILE.py", help="the experiment")
   parser.add_argument("--workdir", metavar="DIR", help="where everything goes; needed unless --check")
   parser.add_argument("--check", action="store_true", help="shape-check everything, print the plan, run nothing")
@@ -35,10 +37,15 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   flags, rest = parser.parse_known_args(argv)
   overrides = [flag.removeprefix("--config.") for flag in rest if flag.startswith("--config.")]
   if unknown := [flag for flag in rest if not flag.startswith("--config.")]:
-    parser.error(f"unknown flag {unknown[0]}")
+    parser.error(f"unknown flag {unknown[0]} (fields of the config are set by --config.FIELD=VALUE, in one word)")
   if not (flags.workdir or flags.check):
     parser.error("--workdir: name a folder for the run, or use --check")
   return flags, overrides
+
+
+def _usage_error(message: str) -> NoReturn:
+  print(f"error: {message}; --help tells the flags", file=sys.stderr)
+  sys.exit(EXIT_MENDABLE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jax_uda.state import Network
@@ -44,12 +44,12 @@ def update(
   return Network(params=params, batch_stats=batch_stats, opt_state=opt_state)
 
 
-def schedule(rate: float, num_steps: int, power: float) -> dict[str, jax.Array]:
+def schedule(rate: float, num_steps: int, power: float) -> dict[str, np.float32]:
   """The part of `State.hyper` that `learning_rate` reads: rate · (1 - step / num_steps)^power; power 0 is constant."""
   return {
-    "rate": jnp.float32(rate),
-    "num_steps": jnp.float32(num_steps),
-    "power": jnp.float32(power),
+    "rate": np.float32(rate),  # of NumPy: a donated state must not take these with it
+    "num_steps": np.float32(num_steps),
+    "power": np.float32(power),
   }
 
 

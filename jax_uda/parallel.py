@@ -44,15 +44,19 @@ def per_device(function: Callable) -> Callable:
 
   def call(shared: Any, batch: Any) -> list[Any]:
     outputs = jax.device_get(mapped(shared, shard(batch)))
-    return [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(jax.local_device_count())]
+    return [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(num_devices())]
 
   return call
 
 
+def num_devices() -> int:
+  """Devices that share a batch."""
+  return jax.local_device_count()
+
+
 def shard(batch: Any) -> Any:
   """[devices · n, …] -> [devices, n, …]."""
-  num = jax.local_device_count()
-  return jax.tree.map(lambda x: x.reshape(num, -1, *x.shape[1:]), batch)
+  return jax.tree.map(lambda x: x.reshape(num_devices(), -1, *x.shape[1:]), batch)
 
 
 def replicate(state: Any) -> Any:
@@ -67,5 +71,5 @@ def check_batch(batch: int, field: str) -> None:
   Raises:
     UserError: the batch does not divide over the devices.
   """
-  if batch < 1 or batch % jax.device_count():
-    raise UserError(f"{field}: a batch of {batch} does not divide over {jax.device_count()} devices; choose a multiple")
+  if batch % num_devices():
+    raise UserError(f"{field}: a batch of {batch} does not divide over {num_devices()} devices; choose a multiple")

@@ -1,13 +1,11 @@
 """Pictures of a few target images after every stage, from which the report is made."""
 
 import cv2
-import jax
 import numpy as np
 from etils import epath
 
-from jax_uda import inference
+from jax_uda import inference, parallel, report
 from jax_uda.data import pipeline
-from jax_uda.errors import UserError
 from jax_uda.experiment import Experiment
 from jax_uda.state import State
 
@@ -21,7 +19,7 @@ def draw(experiment: Experiment, workdir: epath.Path, stage: str, state: State) 
   config, target = experiment.config, experiment.datasets["target_truth"]
   indices = np.unique(np.linspace(0, len(target) - 1, min(config.pictures, len(target))).astype(int))
   batches = pipeline.eval_batches(
-    target, jax.local_device_count(), tuple(config.canvas), threads=config.threads, indices=indices
+    target, parallel.num_devices(), tuple(config.canvas), threads=config.threads, indices=indices
   )
   folder = workdir / "pictures"
   run = inference.predictor(experiment.predict)
@@ -38,13 +36,5 @@ def draw(experiment: Experiment, workdir: epath.Path, stage: str, state: State) 
 
 
 def write_png(path: epath.Path, image: np.ndarray) -> None:
-  """Writes uint8 [H, W] or, in OpenCV's channel order, [H, W, 3].
-
-  Raises:
-    UserError: the disk is full or may not be written.
-  """
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
-  except OSError as error:
-    raise UserError(f"{path}: {error.strerror or error}; make room or choose another --workdir, and run again") from None
+  """Writes uint8 [H, W] or, in OpenCV's channel order, [H, W, 3]; raises `UserError` where that cannot be."""
+  report.write_atomically(path, cv2.imencode(".png", image)[1].tobytes())

@@ -58,18 +58,29 @@ def _dumps(value: Any, indent: int | None = None) -> bytes:
   return (json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _write_atomically(path: epath.PathLike, data: bytes) -> epath.Path:
-  """Writes through a neighbouring file, so that a reader, or a run killed meanwhile, sees all of it or nothing."""
+def write_atomically(path: epath.PathLike, data: bytes) -> epath.Path:
+  """Writes through a neighbouring file, so that a reader, or a run killed meanwhile, sees all of it or nothing.
+
+  Raises:
+    UserError: the disk is full or may not be written.
+  """
   path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f".{path.name}.tmp"
-  temporary.write_bytes(data)
-  return temporary.replace(path)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_bytes(data)
+    return temporary.replace(path)
+  except OSError as error:
+    raise _unwritable(path, error) from error
+
+
+def _unwritable(path: epath.Path, error: OSError) -> UserError:
+  return UserError(f"cannot write {path}: {error.strerror or error}; make room or name another --workdir, and run again")
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
   """Writes JSON atomically; arrays and scalars of NumPy and JAX are fine, NaN and infinity become null."""
-  _write_atomically(path, _dumps(value, indent=2))
+  write_atomically(path, _dumps(value, indent=2))
 
 
 def read_json(path: epath.PathLike) -> Any:
@@ -87,7 +98,7 @@ def write_npz(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes arrays by name, atomically."""
   buffer = io.BytesIO()
   np.savez(buffer, **arrays)
-  _write_atomically(path, buffer.getvalue())
+  write_atomically(path, buffer.getvalue())
 
 
 def read_npz(path: epath.PathLike) -> dict[str, np.ndarray]:
@@ -122,9 +133,12 @@ class MetricsLog:
 
   def append(self, record: Mapping[str, Any]) -> None:
     """Adds {"stage": name, "stage_index": int, "step": int, metric: float …}; it is in the file on return."""
-    self.path.parent.mkdir(parents=True, exist_ok=True)
-    with self.path.open("ab") as file:
-      file.write(_dumps(record))
+    try:
+      self.path.parent.mkdir(parents=True, exist_ok=True)
+      with self.path.open("ab") as file:
+        file.write(_dumps(record))
+    except OSError as error:
+      raise _unwritable(self.path, error) from error
 
   def read(self) -> list[dict[str, Any]]:
     """All records but a torn last one; raises `UserError` for any other broken line."""
@@ -146,7 +160,7 @@ class MetricsLog:
       if position <= (stage_index, step):
         kept[position, frozenset(record)] = record  # one record of each kind at a position: the latest
     if self.path.exists():
-      _write_atomically(self.path, b"".join(_dumps(record) for record in kept.values()))
+      write_atomically(self.path, b"".join(_dumps(record) for record in kept.values()))
 
 
 # --- results --------------------------------------------------------------------------------------------------------
@@ -717,7 +731,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n{''.join(parts)}</body>\n</html>\n"
   )
-  return _write_atomically(workdir / "report.html", page.encode())
+  return write_atomically(workdir / "report.html", page.encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

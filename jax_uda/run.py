@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jax_uda import evaluate, labelling, parallel, pictures, report, training
 from jax_uda.checkpoint import Checkpoints, take_networks
 from jax_uda.errors import UserError
-from jax_uda.experiment import Experiment, claim, differences, open_experiment, source_settings
+from jax_uda.experiment import Experiment, differences, open_experiment, refuse_other_run, source_settings
 from jax_uda.state import State
 from jax_uda.stopping import StopSignal
 
@@ -32,12 +32,15 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
   """
   workdir = epath.Path(workdir)
   experiment = open_experiment(config)
-  claim(config, workdir)
-  report.write_classes(workdir, experiment.space)
+  refuse_other_run(config, workdir)
   checkpoints = Checkpoints(workdir / "checkpoints", experiment.stages)
+  state = first_state(experiment, fresh=checkpoints.empty())
+  # What can be wrong with a config is found by now: from here on the directory is this run's.
+  report.write_json(workdir / "config.json", config.to_dict())
+  report.write_classes(workdir, experiment.space)
   results = open_results(experiment, workdir)
   with StopSignal() as stop:
-    index, state, seconds = start_or_resume(experiment, workdir, checkpoints)
+    index, state, seconds = start_or_resume(experiment, workdir, checkpoints, state, stop)
     while True:
       state, seconds = training.train(experiment, workdir, index, state, checkpoints, seconds, stop)
       if index == len(results["stages"]):
@@ -75,40 +78,42 @@ def write_results(workdir: epath.Path, results: dict[str, Any], finished: bool) 
   report.write_json(workdir / "results.json", results)
 
 
+def first_state(experiment: Experiment, fresh: bool) -> State:
+  """The state before the first stage; or, in a fresh run that wants it, after another run's first stage.
+
+  Raises:
+    UserError: the weights do not fit; `config.start_from` holds no finished first stage of equal settings.
+  """
+  config = experiment.config
+  state = experiment.method.init(config, jax.random.key(config.seed))
+  if not (config.start_from and fresh):
+    return state
+  other = epath.Path(config.start_from)
+  if not (other / "config.json").exists():
+    raise UserError(f"config.start_from: {other} holds no run; name another run's --workdir")
+  theirs = source_settings(report.read_json(other / "config.json"))
+  if changes := differences(theirs, source_settings(report.plain(config.to_dict()))):
+    raise UserError(f"config.start_from: {other} had other source settings ({'; '.join(changes)}); make them equal")
+  return take_networks(other / "checkpoints", experiment.stages[0].num_steps, state)
+
+
 def start_or_resume(
-  experiment: Experiment, workdir: epath.Path, checkpoints: Checkpoints
+  experiment: Experiment, workdir: epath.Path, checkpoints: Checkpoints, state: State, stop: StopSignal
 ) -> tuple[int, State, float]:
   """The stage to go on with, the state in it and the seconds already spent in it."""
-  config, log = experiment.config, report.MetricsLog(workdir / "metrics.jsonl")
-  state = experiment.method.init(config, jax.random.key(config.seed))
-  state = state.replace(hyper={**state.hyper, **labelling.label_statistics(experiment, workdir)})
-  state = experiment.stages[0].begin(state, experiment.stage_key(0, 0))
+  log, first = report.MetricsLog(workdir / "metrics.jsonl"), experiment.stages[0]
+  state = state.replace(hyper={**state.hyper, **labelling.label_statistics(experiment, workdir, stop)})
+  state = first.begin(state, experiment.stage_key(0, 0))
   if (found := checkpoints.restore(state)) is not None:
     index, state, seconds = found
     log.truncate(index, int(state.step))
     print(f"resuming at stage {experiment.stages[index].name}, step {int(state.step)}", flush=True)
     return index, state, seconds
   log.truncate(0, -1)
-  if config.start_from:
-    state = take_first_stage(experiment, state)
+  if experiment.config.start_from:
+    state = state.replace(step=jnp.int32(first.num_steps))
   checkpoints.save(0, state, 0.0)
   return 0, state, 0.0
-
-
-def take_first_stage(experiment: Experiment, state: State) -> State:
-  """The end of the first stage, from the run in `config.start_from`.
-
-  Raises:
-    UserError: that run's settings for the stage were others, or it has not finished it.
-  """
-  other = epath.Path(experiment.config.start_from)
-  if not (other / "config.json").exists():
-    raise UserError(f"config.start_from: {other} holds no run; name another run's --workdir")
-  theirs = source_settings(report.read_json(other / "config.json"))
-  if changes := differences(theirs, source_settings(report.plain(experiment.config.to_dict()))):
-    raise UserError(f"config.start_from: {other} had other source settings ({'; '.join(changes)}); make them equal")
-  steps = experiment.stages[0].num_steps
-  return take_networks(other / "checkpoints", steps, state).replace(step=jnp.int32(steps))
 
 
 def begin(

@@ -12,7 +12,7 @@ and the run walks its stages: label the target if the stage says so, `begin`, tr
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from flax import struct
@@ -72,7 +72,8 @@ class TrainStep:
 class Fold:
   """A statistic that adds up over images, chunks, devices and processes.
 
-  Over label maps: `update(stat, label [H, W])`. Over a labelling's scores: `update(stat, found, scores [H, W, C],
+  Over label maps: `update(stat, label [H, W], size [2])`, a canvas and the part of it that is image. Over a labelling's
+  scores: `update(stat, found, scores [H, W, C],
   valid [H, W], extras)`, where `found` holds the results of the folds before this one.
   """
 
@@ -122,4 +123,3 @@ class Stage:
   begin: Callable
   pick: Callable[[int], str]
   labelling: Labelling | None = None
-  pictures: dict[str, Callable] = field(default_factory=dict)  # title -> (state -> image uint8 [H, W, 3])

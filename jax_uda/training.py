@@ -15,7 +15,7 @@ from jax_uda.data import pipeline, sources
 from jax_uda.errors import UserError
 from jax_uda.experiment import Experiment
 from jax_uda.state import Stage, State
-from jax_uda.stopping import StopSignal
+from jax_uda.stopping import Interrupted, StopSignal
 
 
 def train(
@@ -56,7 +56,8 @@ def train(
         batches = {name: next(streams[name]) for name in kind.streams}
       state, metrics = parallel.train_step(kind.apply)(state, batches, key)
       window.add(step, metrics, sum(stage.streams[name].batch for name in kind.streams))
-      save = step == stage.num_steps or step % config.checkpoint_every == 0 or stop.requested()
+      stopping = stop.requested()  # asked once a step: what is not saved for it must not end on it
+      save = step == stage.num_steps or step % config.checkpoint_every == 0 or stopping
       values = {}
       if save or step % config.log_every == 0:
         values = window.close(checkpoints.latest())
@@ -64,8 +65,8 @@ def train(
       if save:
         checkpoints.save(index, state, seconds + time.monotonic() - started)
       bar.update(1, **{name: values[name] for name in ("loss", "images_per_second") if name in values})
-      if step < stage.num_steps:
-        stop.check()
+      if stopping:
+        raise Interrupted
   return state, seconds + time.monotonic() - started
 
 

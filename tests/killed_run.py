@@ -36,7 +36,7 @@ MOMENTS = {
   "saving": lambda: at_call(
     ocp.CheckpointManager, "save", 2, lambda: at_call(atomicity.AtomicRenameTemporaryPath, "finalize", 1, die)
   ),
-  "terminated": lambda: at_call(training._Window, "add", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+  "terminated": lambda: at_call(training._Window, "close", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
 }
 
 if __name__ == "__main__":

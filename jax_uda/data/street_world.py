@@ -76,12 +76,12 @@ GAME_PAINT = {
   "foliage": ((0.26, 0.38), (0.55, 0.85), (0.34, 0.58)),
   "bark": ((0.05, 0.09), (0.40, 0.60), (0.30, 0.42)),
   "sky": ((0.53, 0.62), (0.15, 0.60), (0.88, 1.00)),
-  "facade": ((0.00, 0.14), (0.15, 0.60), (0.55, 0.92)),
+  "facade": ((0.00, 0.16), (0.05, 0.60), (0.45, 0.92)),
   "roof": ((0.00, 0.06), (0.30, 0.65), (0.35, 0.60)),
   "glass": ((0.52, 0.62), (0.20, 0.50), (0.22, 0.50)),
-  "stone": ((0.04, 0.14), (0.10, 0.30), (0.50, 0.75)),
+  "stone": ((0.00, 0.20), (0.03, 0.40), (0.40, 0.85)),
   "metal": ((0.50, 0.65), (0.00, 0.15), (0.35, 0.62)),
-  "fence": ((0.05, 0.45), (0.10, 0.50), (0.25, 0.60)),
+  "fence": ((0.00, 1.00), (0.00, 0.40), (0.15, 0.95)),
   "car": ((0.00, 1.00), (0.00, 0.95), (0.25, 1.00)),
   "truck": ((0.00, 1.00), (0.00, 0.80), (0.45, 0.95)),
   "bus": ((0.00, 0.18), (0.60, 0.95), (0.65, 0.95)),
@@ -91,7 +91,7 @@ GAME_PAINT = {
   "sign": ((0.00, 0.66), (0.75, 1.00), (0.75, 1.00)),
 }
 PHOTO_PAINT = GAME_PAINT | {
-  "asphalt": ((0.05, 0.15), (0.02, 0.12), (0.30, 0.42)),
+  "asphalt": ((0.00, 0.70), (0.00, 0.07), (0.30, 0.42)),
   "pavement": ((0.02, 0.12), (0.05, 0.20), (0.50, 0.66)),
   "marking": ((0.08, 0.16), (0.00, 0.15), (0.66, 0.90)),
   "grass": ((0.14, 0.24), (0.35, 0.55), (0.40, 0.55)),
@@ -109,12 +109,12 @@ PHOTO_PAINT = GAME_PAINT | {
 DOMAINS = {
   "game": Domain(
     horizon=(0.40, 0.46), focal=(0.95, 1.15), camera_height=(1.7, 2.1), lane=(3.4, 4.0), lanes=(1, 3), parking=0.4,
-    pavement=(2.5, 4.0), verge=0.4, built=0.6, storeys=(2, 9), crossing=0.35, traffic=16.0, people=4.5, cyclists=1.1,
-    motorcyclists=1.1, trees=4.0, posts=5.0, railings=0.5, bonnet=0.2, hardness=(0.0, 0.25), paint=GAME_PAINT),
+    pavement=(2.5, 4.0), verge=0.4, built=0.6, storeys=(2, 9), crossing=0.35, traffic=16.0, people=4.5, cyclists=1.5,
+    motorcyclists=1.8, trees=4.0, posts=5.0, railings=0.5, bonnet=0.2, hardness=(0.0, 0.25), paint=GAME_PAINT),
   "photo": Domain(
     horizon=(0.44, 0.53), focal=(1.05, 1.35), camera_height=(1.2, 1.6), lane=(2.9, 3.4), lanes=(1, 1), parking=0.7,
-    pavement=(2.0, 5.0), verge=0.25, built=0.7, storeys=(2, 6), crossing=0.35, traffic=20.0, people=9.0, cyclists=1.8,
-    motorcyclists=0.9, trees=7.0, posts=6.0, railings=0.4, bonnet=0.6, hardness=(0.2, 1.0), paint=PHOTO_PAINT),
+    pavement=(2.0, 5.0), verge=0.25, built=0.7, storeys=(2, 6), crossing=0.35, traffic=20.0, people=9.0, cyclists=2.5,
+    motorcyclists=1.4, trees=7.0, posts=6.0, railings=0.4, bonnet=0.6, hardness=(0.1, 0.8), paint=PHOTO_PAINT),
 }
 
 
@@ -573,7 +573,7 @@ def place_traffic(scene: Scene, lane: float, lanes: int) -> list[Thing]:
   left, right = -lane * (lanes + 0.4), lane * 0.4
   for rate, motor in ((domain.cyclists, False), (domain.motorcyclists, True)):
     for _ in range(rng.poisson(rate)):
-      z = 4 + rng.exponential(9)
+      z = 4 + rng.exponential(6)
       x = rng.choice((left, right)) + rng.normal(0, 0.4)
       things.append((z, partial(draw_two_wheeler, x=x, z=z, motor=motor, ridden=True, across=rng.random() < 0.35)))
   return things
@@ -612,7 +612,7 @@ def place_pavement(scene: Scene, side: int, kerb: float, pavement: float) -> lis
   rng, domain = scene.rng, scene.domain
   things = []
   for _ in range(rng.poisson(domain.people / 2)):
-    z, x = 5 + rng.exponential(11), side * (kerb + rng.uniform(0.4, pavement))
+    z, x = 4.5 + rng.exponential(7), side * (kerb + rng.uniform(0.4, pavement))
     for _ in range(rng.integers(1, 3)):
       things.append((z, partial(draw_person, x=x, z=z)))
       x, z = x + rng.choice((-0.6, 0.6)), z + rng.normal(0, 0.1)
@@ -620,11 +620,11 @@ def place_pavement(scene: Scene, side: int, kerb: float, pavement: float) -> lis
     z = rng.uniform(6, 60)
     things.append((z, partial(draw_tree, x=side * (kerb + 0.8), z=z, height=rng.uniform(4, 8))))
   for _ in range(rng.poisson(domain.posts / 2)):
-    z = rng.uniform(5, 25)
+    z = rng.uniform(5, 20)
     things.append((z, partial(draw_post, x=side * (kerb + 0.4), z=z, side=side)))
   for motor, rate in ((False, domain.cyclists), (True, domain.motorcyclists)):
     for _ in range(rng.poisson(rate / 2)):
-      z = rng.uniform(4, 20)
+      z = rng.uniform(4, 14)
       x, across = side * (kerb + rng.uniform(0.6, 1.4)), rng.random() < 0.7
       things.append((z, partial(draw_two_wheeler, x=x, z=z, motor=motor, ridden=False, across=across)))
   if rng.random() < domain.railings / 2:
@@ -748,7 +748,7 @@ def draw_post(scene: Scene, x: float, z: float, side: int) -> None:
   rng, metal = scene.rng, scene.tones["metal"]
   carries = pick(rng, {"lights": 0.38, "sign": 0.40, "lamp": 0.22})
   top = {"lights": 3.4, "sign": 2.9, "lamp": 6.5}[carries] + rng.uniform(-0.3, 0.3)
-  scene.paint(facing(x - 0.11, x + 0.11, 0, top, z), metal, POLE)
+  scene.paint(facing(x - 0.14, x + 0.14, 0, top, z), metal, POLE)
   if carries == "lamp":
     scene.paint(stroke((x, top), (x - side * 1.6, top + 0.2), 0.12, z), metal, POLE)
     scene.paint(stroke((x - side * 1.2, top + 0.1), (x - side * 1.9, top + 0.2), 0.25, z), metal * 1.2, POLE)
@@ -756,7 +756,7 @@ def draw_post(scene: Scene, x: float, z: float, side: int) -> None:
     arm = rng.choice((0.0, 2.2))
     if arm:
       top += 1.2
-      scene.paint(facing(x - 0.11, x + 0.11, 0, top, z), metal, POLE)
+      scene.paint(facing(x - 0.14, x + 0.14, 0, top, z), metal, POLE)
       scene.paint(stroke((x, top - 0.2), (x - side * arm, top - 0.2), 0.12, z), metal, POLE)
     u, shining = x - side * arm, rng.choice(3, p=(0.45, 0.1, 0.45))
     scene.paint(facing(u - 0.30, u + 0.30, top - 1.3, top + 0.2, z), np.full(3, rng.uniform(18, 50)), LIGHT)
@@ -802,7 +802,7 @@ class Look:
 def draw_look(hardness: float, rng: np.random.Generator) -> Look:
   """A look between noon in the game (0) and the worst light the photo has (1)."""
   h = hardness
-  warm = h * rng.normal(0.07, 0.06)
+  warm = h * rng.normal(0.03, 0.07)
   return Look(
     texture=h * rng.uniform(0.6, 1.0), shadow=h * rng.uniform(0.1, 0.4), shade=rng.uniform(-5, 6),
     haze=h * rng.uniform(0.002, 0.014), air=np.array([200 + 60 * warm, 200, 205 - 60 * warm]) * rng.uniform(0.8, 1.1),

@@ -52,7 +52,7 @@ def label_statistics(config: ConfigDict) -> dict[str, Fold]:
   if config.weak_labels.weight:
     result["class_sizes"] = Fold(
       init=functools.partial(priors.init_class_sizes, config.num_classes),
-      update=priors.update_class_sizes,
+      update=add_class_sizes,
       merge=priors.merge,
       finish=priors.finish_class_sizes,
     )
@@ -64,10 +64,11 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   settings = config.sisc
   if any(p > c for p, c in zip(settings.size, config.canvas, strict=True)):
     raise UserError(f"config.sisc.size {tuple(settings.size)} is larger than config.canvas {tuple(config.canvas)}")
-  model = self_training.segmenter(config)
   players, alone = _players(config), {"segmenter": self_training.optimizer(config)}
-  step = self_training.joint_step(config, alone, functools.partial(self_training.supervised_loss, model=model))
-  source = self_training.source_stage(config, sizes, alone, step)
+  supervised = self_training.supervised_loss
+  first = self_training.joint_step(config, alone, functools.partial(supervised, model=self_training.segmenter(config)))
+  model = self_training.segmenter(config, config.rounds.batch_norm)
+  loss = functools.partial(supervised, model=model)
   if config.weak_labels.weight:
     loss = functools.partial(
       multi_level_loss,
@@ -76,7 +77,7 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
       weight=config.weak_labels.weight,
       eta=config.weak_labels.eta,
     )
-    step = self_training.joint_step(config, players, loss)
+  later = self_training.joint_step(config, players, loss)
   patch = tuple(settings.size)
   labelling = self_training.round_labelling(
     config,
@@ -84,7 +85,10 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
     forward=functools.partial(patch_forward, predict=predict(config), patch=patch, batch=settings.batch),
     assemble=functools.partial(assemble_patches, patch=patch, votes=settings.votes, use_prior=config.labels.prior),
   )
-  return [source, *self_training.round_stages(config, sizes, players, step, labelling)]
+  return [
+    self_training.source_stage(config, sizes, alone, first),
+    *self_training.round_stages(config, sizes, players, later, labelling),
+  ]
 
 
 def _players(config: ConfigDict) -> dict[str, Any]:
@@ -96,6 +100,11 @@ def _players(config: ConfigDict) -> dict[str, Any]:
 
 
 # Image level
+
+
+def add_class_sizes(stat: priors.ClassSizes, label: jax.Array, size: jax.Array) -> priors.ClassSizes:
+  """One source label [H, W], of which `size` [2] is image, into the sums of eq. 4."""
+  return priors.update_class_sizes(stat, label, inference.content_mask(size, label.shape))
 
 
 def multi_level_loss(

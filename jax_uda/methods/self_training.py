@@ -31,9 +31,10 @@ SOURCE, TARGET = 0, 1  # places in a mixed stream's `datasets`, which batches ca
 PRIOR_CELL = 8  # pixels of the canvas a cell of the spatial prior's grid; its Gaussian is 70 wide
 
 
-def segmenter(config: ConfigDict) -> Segmenter:
-  """The segmentation network that the config describes."""
-  return Segmenter(num_classes=config.num_classes, **config.network)
+def segmenter(config: ConfigDict, batch_norm: str = "") -> Segmenter:
+  """The segmentation network that the config describes; `batch_norm` other than empty replaces the network's."""
+  network = {**config.network, **({"batch_norm": batch_norm} if batch_norm else {})}
+  return Segmenter(num_classes=config.num_classes, **network)
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -47,7 +48,9 @@ def init(config: ConfigDict, key: jax.Array) -> State:
   make = functools.partial(segmenter(config).init, key, jnp.zeros((1, *config.augmentation.crop, 3)))
   known = jax.eval_shape(make)
   if config.weights:  # read first: what is wrong with the file should not wait for a compilation
-    known, _ = weights.load_torchvision(config.weights, known, partial=config.weights_partial)
+    known, found = weights.load_torchvision(config.weights, known, partial=config.weights_partial)
+    initial = (*found.missing, *(name for name, _, _ in found.mismatched))
+    print(f"weights: {len(found.loaded)} tensors from {config.weights}; left at random: {', '.join(initial) or 'the head'}")
   variables = jax.tree.map(lambda x, y: y if isinstance(x, jax.ShapeDtypeStruct) else x, known, jax.jit(make)())
   return State(jnp.int32(0), {"segmenter": optimizers.make_network(variables, optimizer(config))}, {})
 
@@ -71,7 +74,7 @@ def label_statistics(config: ConfigDict) -> dict[str, Fold]:
   return {
     "prior": Fold(
       init=functools.partial(priors.init_spatial_prior, grid, config.num_classes),
-      update=priors.update_spatial_prior,
+      update=priors.update_spatial_prior,  # (stat, label, size)
       merge=priors.merge,
       finish=functools.partial(priors.finish_spatial_prior, label_size=tuple(config.canvas)),
     )
@@ -81,7 +84,10 @@ def label_statistics(config: ConfigDict) -> dict[str, Fold]:
 def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   """`source` and the rounds; labels from single inference on whole images."""
   players = {"segmenter": optimizer(config)}
-  step = joint_step(config, players, functools.partial(supervised_loss, model=segmenter(config)))
+  first, later = (
+    joint_step(config, players, functools.partial(supervised_loss, model=segmenter(config, batch_norm)))
+    for batch_norm in ("", config.rounds.batch_norm)
+  )
   labelling = round_labelling(
     config,
     views=no_views,
@@ -89,8 +95,8 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
     assemble=functools.partial(assemble_whole_image, use_prior=config.labels.prior),
   )
   return [
-    source_stage(config, sizes, players, step),
-    *round_stages(config, sizes, players, step, labelling),
+    source_stage(config, sizes, players, first),
+    *round_stages(config, sizes, players, later, labelling),
   ]
 
 
@@ -125,6 +131,8 @@ def train_step(
   gradients, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(params, state, examples)
   gradients, metrics = jax.lax.psum((gradients, metrics), DEVICE_AXIS)
   batch_stats = jax.lax.pmean(batch_stats, DEVICE_AXIS)
+  # Logged, and what tells of weights about to be spoiled while the loss is still finite.
+  metrics["gradient_norm"] = (optax.global_norm(gradients), jnp.float32(1))
 
   rate = optimizers.learning_rate(state.hyper, state.step)
   updated = {
@@ -155,7 +163,9 @@ def segmentation_loss(
     "loss": (total, count),
     "target_kept": (jnp.sum(target & (label != IGNORE)), jnp.sum(target & examples["valid"])),
   }
-  return losses.mean((total, everywhere)), ({"segmenter": changed["batch_stats"]}, metrics), latent
+  # With frozen BatchNorm nothing of it changes.
+  batch_stats = changed.get("batch_stats", variables["batch_stats"])
+  return losses.mean((total, everywhere)), ({"segmenter": batch_stats}, metrics), latent
 
 
 def supervised_loss(
