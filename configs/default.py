@@ -58,6 +58,7 @@ def general() -> ConfigDict:
   config.log_every = 20  # steps
   config.checkpoint_every = 500  # steps
   config.threads = 2  # that decode
+  config.keep_gib = 1.0  # memory for decoded images of a training stream; where they do not all fit, none is kept
   return config
 
 
@@ -114,5 +115,6 @@ def mlsl() -> ConfigDict:
     "weight": 0.025,  # lambda; 0 leaves image-level labels out
     "eta": 0.05,
     "width": 1.0,  # multiplies the image classifier's channels
+    "multiplier": 1.0,  # of the classifier's learning rate; 1 / weight makes up for the weight, where steps are few
   })
   return config

@@ -21,9 +21,12 @@ def get_config():
   config.network.update({"backbone": "resnet18", "num_stages": 3, "head_channels": 128, "head_dilation": 2})
   config.augmentation.crop = (144, 192)
   config.source_training.update({"steps": 600, "batch": 6, "rate": 0.01, "power": 0.9})
-  config.rounds.update({"num": 4, "steps": 150, "batch": 6, "rate": 0.005, "source_share": 0.12, "source_share_max": 0.12})
+  config.optimizer.head_multiplier = 10.0  # the head is new, the backbone is not
+  config.rounds.update({"num": 4, "steps": 150, "batch": 6, "rate": 0.005, "power": 0.9})
+  config.rounds.update({"source_share": 0.12, "source_share_max": 0.12})  # as many source images as target ones
   config.labels.update({"portion": 0.20, "portion_step": 0.10, "batch": 2})
   config.sisc.update({"patches": 16, "size": (144, 192), "batch": 16})  # the patches follow the training crop
-  config.weak_labels.width = 0.125  # as the latent map's 256 channels are to ResNet-38's 4096
+  config.weak_labels.width = 0.125
+  config.weak_labels.multiplier = 40.0  # 1 / weight: the classifier has 150 steps a round, not thousands
   config.eval_batch = 4
   return config

@@ -73,8 +73,7 @@ class Fold:
   """A statistic that adds up over images, chunks, devices and processes.
 
   Over label maps: `update(stat, label [H, W], size [2])`, a canvas and the part of it that is image. Over a labelling's
-  scores: `update(stat, found, scores [H, W, C],
-  valid [H, W], extras)`, where `found` holds the results of the folds before this one.
+  scores: `update(stat, found, scores [H, W, C], valid [H, W], extras)`; `found` holds the results of the folds before.
   """
 
   init: Callable  # () -> stat

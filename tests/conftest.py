@@ -1,6 +1,10 @@
 """Every test runs on four CPU devices, so that what is wrong over devices fails here."""
 
+import os
 import tempfile
+
+# Compilation is most of the time here: let XLA try less hard.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
 
 import jax
 import ml_collections

@@ -33,3 +33,20 @@ def test_data_sets_of_other_classes_are_refused(mlsl_config, tmp_path):
   config.source.update({"kind": "folder", "dir": str(tmp_path)})
   with pytest.raises(UserError, match=r"config\.target"):
     experiment.open_experiment(config)
+
+
+def test_two_folders_with_the_same_classes_fit(mlsl_config, tmp_path):
+  config = mlsl_config.copy_and_resolve_references()
+  for name in ("renders", "photos"):
+    for part in ("images", "labels"):
+      (tmp_path / name / part).mkdir(parents=True)
+      (tmp_path / name / part / "a.png").write_bytes(b"never read")
+    (tmp_path / name / "classes.csv").write_text("name,id,red,green,blue\ncat,0,1,2,3\ndog,1,4,5,6\n")
+  config.source.update({"kind": "folder", "dir": str(tmp_path / "renders")})
+  config.target.update({"kind": "folder", "dir": str(tmp_path / "photos")})
+  config.test.kind = ""
+  found = experiment.open_experiment(config)
+  assert found.space.classes == ("cat", "dog") and found.config.num_classes == 2
+  config.target.update({"kind": "street_world", "domain": "photo", "split": "train", "num": 0})
+  with pytest.raises(UserError):
+    experiment.open_experiment(config)

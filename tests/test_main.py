@@ -28,6 +28,9 @@ def test_misspelt_field_is_told_the_right_one(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(("flag", "said"), [
+  ("--config.seed=-1", "seed is -1; it has to be at least 0"), ("--config.log_every=0", "log_every is 0"),
+  ("--config.labels.portion_max=1.5", "it has to be in 0..1"), ("--config.sisc.patches=0", "at least 1"),
+  ("--config.seed=1e400", "seed: '1e400'"), ("--config.canvas=(0,64)", "canvas is (0, 64)"),
   ("--config.seed=x", "seed: 'x'"), ("--config.rounds.num=1.5", "rounds.num: '1.5'"),
   ("--config.canvas=(1,2,3)", "canvas: '(1,2,3)'"), ("--config.weights_partial=maybe", "weights_partial: 'maybe'"),
   ("--config.seed", "write --config.seed=VALUE"), ("--config.sisc=3", "there is no such field"),
@@ -63,6 +66,8 @@ def test_weights_of_random_bytes(capsys, tmp_path):
   file.write_bytes(bytes(range(256)) * 8)
   line = failure(capsys, "--config=tests/tiny_mlsl.py", f"--config.weights={file}", f"--workdir={tmp_path}/run")
   assert str(file) in line
+  # The directory is not taken by a config that cannot run: mended, it may be used again.
+  assert not (tmp_path / "run/config.json").exists()
 
 
 def test_config_file_that_breaks(capsys, tmp_path):
@@ -87,14 +92,16 @@ def test_unknown_flag_and_missing_workdir(capsys):
     with pytest.raises(SystemExit) as error:
       main.main(flags)
     assert error.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_check_prints_the_papers_network_and_rounds(capsys):
-  assert main.main(["--config=configs/mlsl_gta.py", "--check", "--config.rounds.batch=4"]) == 0
+  assert main.main(["--config=configs/mlsl_gta.py", "--check"]) == 0
   shown = capsys.readouterr().out
   for part in ("124,033,363", "24,966 images", "2,975 images", "round_6", "cityscapes19", "every shape fits"):
     assert part in shown
   assert "round_7" not in shown
+  assert "a batch of 1 does not divide over 4 devices" in shown
 
 
 def test_every_config_loads_and_says_how_it_is_run():

@@ -178,3 +178,12 @@ def test_eval_without_a_canvas_keeps_sizes():
   assert batch["image"].shape == (3, 5, 8, 3) and batch["size"].tolist() == [[4, 8], [5, 8], [4, 8]]
   assert (batch["image"][2, :4] == 2).all() and (batch["image"][2, 4] == 0).all()
   assert (batch["label"][2, 4] == 255).all() and batch["label"][1].tolist() == [[1] * 8] * 5
+
+
+def test_images_are_decoded_once_where_all_that_may_be_drawn_fit():
+  source, again = Numbered(5), Numbered(5)
+  assert_same(take(10, [source], threads=0, keep_gib=1.0), take(10, [again], threads=0))
+  assert sorted(source.reads) == [0, 1, 2, 3, 4] and len(again.reads) == 30
+  few = Numbered(5)
+  take(10, [few], threads=0, keep_gib=4 * 4 * 8 * 4.5 / 2**30)  # room for four and a half
+  assert len(few.reads) == 30

@@ -114,14 +114,16 @@ def test_another_config_is_refused_with_the_differences(undisturbed, mlsl_config
     run.run(config, undisturbed)
 
 
-def test_start_from_takes_over_the_source_stage(undisturbed, tmp_path, mlsl_config):
+def test_start_from_takes_over_the_source_stage_and_four_devices_label_as_one(undisturbed, tmp_path, mlsl_config):
   config = mlsl_config.copy_and_resolve_references()
   config.start_from = str(undisturbed)
-  config.mode = "source_only"
   results = run.run(config, tmp_path / "next")
   first = json.loads((undisturbed / "results.json").read_text())["stages"][0]
   assert without_times(results["stages"][0]) == without_times(first)
   assert {record["stage"] for record in records(tmp_path / "next")} == {"round_1"}
+  for path in (undisturbed / "pseudo_labels/round_1").glob("*.png"):  # made by a process with one device
+    one, four = (cv2.imread(str(w / "pseudo_labels/round_1" / path.name), -1) for w in (undisturbed, tmp_path / "next"))
+    assert (one != four).mean() < 1e-3
   config.optimizer.momentum = 0.5
   with pytest.raises(UserError, match=r"other source settings \(optimizer.momentum: 0.9 -> 0.5\)"):
     run.run(config, tmp_path / "refused")
@@ -136,6 +138,12 @@ def test_a_loss_that_is_not_finite_ends_the_run(mlsl_config, tmp_path):
   with pytest.raises(UserError, match=r"stage source, step \d: loss is (nan|inf).*checkpoints"):
     run.run(config, tmp_path)
   assert not [record for record in records(tmp_path) if record["step"] == 3]
+
+
+def test_a_disk_that_cannot_be_written_is_told(mlsl_config, tmp_path):
+  (tmp_path / "file").write_text("in the way")
+  with pytest.raises(UserError, match="file"):
+    run.run(mlsl_config, tmp_path / "file/run")
 
 
 def test_oracle_trains_on_the_true_labels(mlsl_config, tmp_path):
