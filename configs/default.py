@@ -82,6 +82,9 @@ def self_training() -> ConfigDict:
     "rate": 1e-4,
     "power": 0.0,
     "batch_norm": "",  # empty: as the network's; the code's is frozen
+    # True: `batch` source and `batch` target images a step, each half normalised by its own batch statistics, and running
+    # statistics of the target alone (our choice). False: one shuffled list of source and target images (code).
+    "paired": False,
     "rate_divisor": 2**0.5,  # round by round (code)
     "source_share": 0.03,  # of the source images, mixed with the target's (code)
     "source_share_step": 0.0025,

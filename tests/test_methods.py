@@ -122,7 +122,7 @@ def test_only_the_players_of_a_step_change(mlsl_config):
   for stage, changes in ((source, {"segmenter"}), (first_round, {"segmenter", "classifier"})):
     state = first_state(plan, stage)
     before = jax.device_get(state)
-    batches = {"train": make_batch(4, tuple(mlsl_config.canvas))}
+    batches = {name: make_batch(4, tuple(mlsl_config.canvas)) for name in stage.streams}
     after, _ = parallel.train_step(stage.steps["train"].apply)(parallel.replicate(state), batches, jax.random.key(0))
     after = jax.device_get(after)
     for name, network in after.networks.items():
@@ -175,6 +175,10 @@ def test_modes_train_equal_steps_on_what_they_say(mlsl_config, mode, datasets):
   stages = mlsl.stages(config, SIZES)
   assert [stage.num_steps for stage in stages] == [3, 3]
   assert stages[1].streams["train"].datasets == datasets
+  config.rounds.paired = True
+  stages = mlsl.stages(config, SIZES)
+  assert tuple(name for stream in stages[1].streams.values() for name in stream.datasets) == datasets
+  assert stages[1].streams.keys() == set(stages[1].steps["train"].streams)
   assert (stages[1].labelling is not None) == (mode == "adapt")
 
 
@@ -255,6 +259,7 @@ def test_image_labels_reach_the_segmenter(mlsl_config):
     "keys": jax.random.split(jax.random.key(1), 2),
   }
   params = {name: network.params for name, network in state.networks.items()}
+  parts = [jax.tree.map(lambda x: x[None], examples)]
 
   def largest(weight):
     loss = functools.partial(
@@ -265,7 +270,7 @@ def test_image_labels_reach_the_segmenter(mlsl_config):
       eta=0.05,
     )
     gradient = jax.vmap(jax.grad(loss, has_aux=True), (None, None, 0), axis_name=DEVICE_AXIS)
-    found, _ = gradient(params, state, jax.tree.map(lambda x: x[None], examples))
+    found, _ = gradient(params, state, parts)
     return max(float(jnp.abs(x).max()) for x in jax.tree.leaves(found["segmenter"]["backbone"]))
 
   assert largest(0.0) == 0 < largest(0.025)

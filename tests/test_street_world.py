@@ -10,7 +10,14 @@ from jax_uda.errors import UserError
 
 SIZE = (64, 128)
 # The frozen world: a hash of the labels, and the images as means of six blocks, RGB in hexadecimal.
-GOLDEN = {}
+GOLDEN = {
+  "game": ("8e04f9428aae4cfcb2fdff4f", (
+    "a6a8a17f8884909482877977747270767270", "6e7b7070928f8cb5b65f5c5f605e5f5e655a",
+    "88a3a577868d5d68616c6f6d696b696a6f6c")),
+  "photo": ("d5c564262249c383dac62d8c", (
+    "585f63525c673d434a41484c3d424532353a", "817d778581826e6b6865605b625e59645c5a",
+    "59615578766c61655a5855506d61566a5c55")),
+}
 
 
 def class_shares(domain: str, num: int = 60, size: tuple[int, int] = SIZE) -> np.ndarray:
@@ -72,7 +79,7 @@ def test_domains_differ_in_class_shares(shares):
 def test_photo_runs_from_light_like_the_games_to_harder():
   contrasts = {domain: [render(domain, "train", k, SIZE)[0].std() for k in range(30)] for domain in DOMAINS}
   game, photo = np.sort(contrasts["game"]), np.sort(contrasts["photo"])
-  assert photo[-3] > 0.8 * np.median(game) and photo[3] < 0.75 * game[3]
+  assert photo[-3] > 0.8 * np.median(game) and photo[3] < 0.8 * game[3]
 
 
 def test_splits_and_frames_differ():

@@ -83,7 +83,7 @@ GAME_PAINT = {
   "metal": ((0.50, 0.65), (0.00, 0.15), (0.35, 0.62)),
   "fence": ((0.00, 1.00), (0.00, 0.40), (0.15, 0.95)),
   "car": ((0.00, 1.00), (0.00, 0.95), (0.25, 1.00)),
-  "truck": ((0.00, 1.00), (0.00, 0.80), (0.45, 0.95)),
+  "truck": ((0.00, 1.00), (0.10, 0.85), (0.45, 0.95)),
   "bus": ((0.00, 0.18), (0.60, 0.95), (0.65, 0.95)),
   "train": ((0.30, 0.65), (0.40, 0.85), (0.50, 0.90)),
   "cloth": ((0.00, 1.00), (0.20, 0.90), (0.20, 0.95)),
@@ -91,30 +91,29 @@ GAME_PAINT = {
   "sign": ((0.00, 0.66), (0.75, 1.00), (0.75, 1.00)),
 }
 PHOTO_PAINT = GAME_PAINT | {
-  "asphalt": ((0.00, 0.70), (0.00, 0.07), (0.30, 0.42)),
-  "pavement": ((0.02, 0.12), (0.05, 0.20), (0.50, 0.66)),
-  "marking": ((0.08, 0.16), (0.00, 0.15), (0.66, 0.90)),
-  "grass": ((0.14, 0.24), (0.35, 0.55), (0.40, 0.55)),
-  "foliage": ((0.16, 0.30), (0.30, 0.60), (0.22, 0.42)),
+  "asphalt": ((0.00, 0.70), (0.00, 0.08), (0.30, 0.44)),
+  "pavement": ((0.00, 0.06), (0.14, 0.32), (0.44, 0.62)),
+  "marking": ((0.08, 0.16), (0.00, 0.15), (0.70, 0.90)),
+  "grass": ((0.12, 0.22), (0.35, 0.55), (0.40, 0.58)),
+  "foliage": ((0.09, 0.24), (0.35, 0.60), (0.26, 0.46)),
   "bark": ((0.05, 0.12), (0.10, 0.40), (0.18, 0.34)),
-  "sky": ((0.52, 0.66), (0.00, 0.25), (0.88, 1.00)),
-  "facade": ((0.00, 0.20), (0.03, 0.40), (0.40, 0.82)),
-  "roof": ((0.00, 0.70), (0.05, 0.40), (0.22, 0.45)),
+  "sky": ((0.52, 0.66), (0.00, 0.18), (0.90, 1.00)),
+  "facade": ((0.00, 0.60), (0.00, 0.22), (0.36, 0.76)),
+  "roof": ((0.00, 0.70), (0.05, 0.30), (0.22, 0.42)),
   "glass": ((0.50, 0.70), (0.05, 0.30), (0.12, 0.45)),
-  "stone": ((0.02, 0.20), (0.04, 0.25), (0.35, 0.65)),
-  "metal": ((0.20, 0.65), (0.00, 0.15), (0.22, 0.58)),
+  "metal": ((0.20, 0.65), (0.00, 0.15), (0.22, 0.52)),
   "car": ((0.00, 1.00), (0.00, 0.60), (0.12, 0.90)),
-  "cloth": ((0.00, 1.00), (0.00, 0.60), (0.10, 0.75)),
+  "cloth": ((0.00, 1.00), (0.00, 0.60), (0.10, 0.70)),
 }
 DOMAINS = {
   "game": Domain(
     horizon=(0.40, 0.46), focal=(0.95, 1.15), camera_height=(1.7, 2.1), lane=(3.4, 4.0), lanes=(1, 3), parking=0.4,
-    pavement=(2.5, 4.0), verge=0.4, built=0.6, storeys=(2, 9), crossing=0.35, traffic=16.0, people=4.5, cyclists=1.5,
-    motorcyclists=1.8, trees=4.0, posts=5.0, railings=0.5, bonnet=0.2, hardness=(0.0, 0.25), paint=GAME_PAINT),
+    pavement=(2.5, 4.0), verge=0.4, built=0.65, storeys=(2, 9), crossing=0.35, traffic=16.0, people=4.5, cyclists=1.5,
+    motorcyclists=1.8, trees=4.0, posts=5.0, railings=0.6, bonnet=0.2, hardness=(0.0, 0.25), paint=GAME_PAINT),
   "photo": Domain(
     horizon=(0.44, 0.53), focal=(1.05, 1.35), camera_height=(1.2, 1.6), lane=(2.9, 3.4), lanes=(1, 1), parking=0.7,
-    pavement=(2.0, 5.0), verge=0.25, built=0.7, storeys=(2, 6), crossing=0.35, traffic=20.0, people=9.0, cyclists=2.5,
-    motorcyclists=1.4, trees=7.0, posts=6.0, railings=0.4, bonnet=0.6, hardness=(0.1, 0.8), paint=PHOTO_PAINT),
+    pavement=(2.0, 5.0), verge=0.5, built=0.5, storeys=(2, 6), crossing=0.35, traffic=20.0, people=9.0, cyclists=2.5,
+    motorcyclists=1.4, trees=5.0, posts=6.0, railings=0.8, bonnet=0.6, hardness=(0.05, 0.7), paint=PHOTO_PAINT),
 }
 
 
@@ -477,13 +476,13 @@ def draw_wall(scene: Scene, side: int, front: float, near: float, far: float) ->
 
 
 def draw_fence(scene: Scene, x: float, near: float, far: float, top: float) -> None:
-  """Rails and pickets; the label covers the gaps too."""
+  """Rails and posts; the label covers the gaps too."""
   colour = scene.tint("fence")
   scene.paint(upright(x, near, far, 0, top), SEE_THROUGH, FENCE)
-  for y in (0.25, top * 0.6, top - 0.1):
-    scene.paint(upright(x, near, far, y, y + 0.1), colour)
-  z = np.arange(near, far, 0.35 if near < 30 else 0.9)
-  scene.paint(quads((x, 0, z), (x, top, z), (x, top, z + 0.12), (x, 0, z + 0.12)), colour * 0.9)
+  y = np.linspace(0.2, top - 0.15, max(3, round(top / 0.45)))
+  scene.paint(quads((x, y, near), (x, y + 0.15, near), (x, y + 0.15, far), (x, y, far)), colour)
+  z = np.arange(near, far, 0.9)
+  scene.paint(quads((x, 0, z), (x, top, z), (x, top, z + 0.15), (x, 0, z + 0.15)), colour * 0.85)
 
 
 def draw_tree(scene: Scene, x: float, z: float, height: float) -> None:

@@ -77,7 +77,7 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
       weight=config.weak_labels.weight,
       eta=config.weak_labels.eta,
     )
-  later = self_training.joint_step(config, players, loss)
+  later = self_training.joint_step(config, players, loss, self_training.round_streams(config))
   patch = tuple(settings.size)
   labelling = self_training.round_labelling(
     config,
@@ -111,7 +111,7 @@ def add_class_sizes(stat: priors.ClassSizes, label: jax.Array, size: jax.Array) 
 def multi_level_loss(
   params: Mapping[str, Any],
   state: State,
-  examples: Mapping[str, jax.Array],
+  parts: Sequence[Mapping[str, jax.Array]],
   *,
   model: Segmenter,
   classifier: ImageClassifier,
@@ -119,11 +119,10 @@ def multi_level_loss(
   eta: float,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
   """Eq. 7: segmentation plus weight · binary cross-entropy of the image labels, on source and target."""
-  loss, (batch_stats, metrics), latent = self_training.segmentation_loss(params, state, examples, model=model)
-  targets = image_labels(
-    examples["label"], examples["valid"], examples["domain"], state.hyper["class_sizes"], eta
-  )
-  logits = classifier.apply({"params": params["classifier"]}, latent)
+  loss, (batch_stats, metrics), latents = self_training.segmentation_loss(params, state, parts, model=model)
+  label, valid, domain = (jnp.concatenate([part[name] for part in parts]) for name in ("label", "valid", "domain"))
+  targets = image_labels(label, valid, domain, state.hyper["class_sizes"], eta)
+  logits = classifier.apply({"params": params["classifier"]}, jnp.concatenate(latents))
   total, count = losses.binary_cross_entropy(logits, targets)
   everywhere = jax.lax.psum(count, DEVICE_AXIS)
   metrics = {**metrics, "classifier_loss": (total, count)}

@@ -84,10 +84,9 @@ def label_statistics(config: ConfigDict) -> dict[str, Fold]:
 def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   """`source` and the rounds; labels from single inference on whole images."""
   players = {"segmenter": optimizer(config)}
-  first, later = (
-    joint_step(config, players, functools.partial(supervised_loss, model=segmenter(config, batch_norm)))
-    for batch_norm in ("", config.rounds.batch_norm)
-  )
+  first = joint_step(config, players, functools.partial(supervised_loss, model=segmenter(config)))
+  loss = functools.partial(supervised_loss, model=segmenter(config, config.rounds.batch_norm))
+  later = joint_step(config, players, loss, round_streams(config))
   labelling = round_labelling(
     config,
     views=no_views,
@@ -108,27 +107,33 @@ def train_step(
   batches: Mapping[str, dict[str, jax.Array]],
   key: jax.Array,
   *,
+  streams: tuple[str, ...],
   players: Mapping[str, optax.GradientTransformation],
   loss: Callable,
   augment: Callable,
 ) -> tuple[State, dict[str, tuple[jax.Array, jax.Array]]]:
-  """One joint update of some players on one mixed batch (paper 003, eqs. 3 and 7).
+  """One joint update of some players on source and target (paper 003, eqs. 3 and 7).
 
   Args:
-    batches: {"train": a batch of the pipeline}.
+    batches: {stream: a batch of the pipeline}. In the stream `train` each example knows its domain; the streams `source`
+      and `target` hold one each, and are normalised apart.
     key: the stage's.
+    streams: the order in which they pass the network; the batch statistics are the last one's.
     players: the optimizer of each network that learns.
-    loss: (params by player, state, examples) -> this device's part of the global loss, (batch statistics by player,
-      {metric: (sum, count)}), both already to be summed over devices.
+    loss: (params by player, state, parts) -> this device's part of the global loss, (batch statistics by player,
+      {metric: (sum, count)}), the metrics still to be summed over devices. Parts are examples, one dict a stream.
     augment: (keys [B], image, label, size) -> image [B, h, w, 3], label [B, h, w], valid [B, h, w].
   """
-  batch = batches["train"]
-  keys = jax.vmap(lambda draw: jax.random.split(jax.random.fold_in(key, draw)))(batch["draw"])
-  image, label, valid = augment(keys[:, 0], batch["image"], batch["label"], batch["size"])
-  examples = {"image": image, "label": label, "valid": valid, "domain": batch["domain"], "keys": keys[:, 1]}
+  parts = []
+  for i, name in enumerate(streams):
+    batch, stream_key = batches[name], jax.random.fold_in(key, i)
+    keys = jax.vmap(lambda draw, k=stream_key: jax.random.split(jax.random.fold_in(k, draw)))(batch["draw"])
+    image, label, valid = augment(keys[:, 0], batch["image"], batch["label"], batch["size"])
+    domain = jnp.full_like(batch["domain"], TARGET) if name == "target" else batch["domain"]
+    parts.append({"image": image, "label": label, "valid": valid, "domain": domain, "keys": keys[:, 1]})
 
   params = {name: state.networks[name].params for name in players}
-  gradients, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(params, state, examples)
+  gradients, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(params, state, parts)
   gradients, metrics = jax.lax.psum((gradients, metrics), DEVICE_AXIS)
   batch_stats = jax.lax.pmean(batch_stats, DEVICE_AXIS)
   # Logged, and what tells of weights about to be spoiled while the loss is still finite.
@@ -143,36 +148,39 @@ def train_step(
 
 
 def segmentation_loss(
-  params: Mapping[str, Any], state: State, examples: Mapping[str, jax.Array], *, model: Segmenter
-) -> tuple[jax.Array, tuple[dict, dict], jax.Array]:
+  params: Mapping[str, Any], state: State, parts: Sequence[Mapping[str, jax.Array]], *, model: Segmenter
+) -> tuple[jax.Array, tuple[dict, dict], list[jax.Array]]:
   """Cross-entropy: the mean over the kept pixels of the global batch, source and target together (paper 003, eq. 3).
 
   Returns:
-    This device's part of the loss; (batch statistics, metrics); the latent map [B, h, w, F].
+    This device's part of the loss; (batch statistics, metrics); the latent maps [B, h, w, F], one a part.
   """
-  label = examples["label"]
   variables = {"params": params["segmenter"], "batch_stats": state.networks["segmenter"].batch_stats}
-  (logits, latent), changed = model.apply(
-    variables, examples["image"], train=True, keys=examples["keys"], mutable=["batch_stats"]
-  )
-  logits = jax.vmap(lambda x: inference.upsample(x, label.shape[1:]))(logits)
-  total, count = losses.cross_entropy(logits, label)
+  pairs, latents, batch_stats = [], [], variables["batch_stats"]
+  kept = seen = jnp.int32(0)
+  for part in parts:
+    label = part["label"]
+    (logits, latent), changed = model.apply(
+      variables, part["image"], train=True, keys=part["keys"], mutable=["batch_stats"]
+    )
+    batch_stats = changed.get("batch_stats", batch_stats)  # frozen BatchNorm changes none
+    logits = jax.vmap(lambda x, size=label.shape[1:]: inference.upsample(x, size))(logits)
+    pairs.append(losses.cross_entropy(logits, label))
+    latents.append(latent)
+    target = (part["domain"] == TARGET)[:, None, None]
+    kept += jnp.sum(target & (label != IGNORE))
+    seen += jnp.sum(target & part["valid"])
+  total, count = (sum(x) for x in zip(*pairs, strict=True))
   everywhere = jax.lax.psum(count, DEVICE_AXIS)
-  target = (examples["domain"] == TARGET)[:, None, None]
-  metrics = {
-    "loss": (total, count),
-    "target_kept": (jnp.sum(target & (label != IGNORE)), jnp.sum(target & examples["valid"])),
-  }
-  # With frozen BatchNorm nothing of it changes.
-  batch_stats = changed.get("batch_stats", variables["batch_stats"])
-  return losses.mean((total, everywhere)), ({"segmenter": batch_stats}, metrics), latent
+  metrics = {"loss": (total, count), "target_kept": (kept, seen)}
+  return losses.mean((total, everywhere)), ({"segmenter": batch_stats}, metrics), latents
 
 
 def supervised_loss(
-  params: Mapping[str, Any], state: State, examples: Mapping[str, jax.Array], *, model: Segmenter
+  params: Mapping[str, Any], state: State, parts: Sequence[Mapping[str, jax.Array]], *, model: Segmenter
 ) -> tuple[jax.Array, tuple[dict, dict]]:
   """The segmentation loss alone, as `train_step` wants it."""
-  loss, auxiliary, _ = segmentation_loss(params, state, examples, model=model)
+  loss, auxiliary, _ = segmentation_loss(params, state, parts, model=model)
   return loss, auxiliary
 
 
@@ -180,14 +188,26 @@ def supervised_loss(
 
 
 def joint_step(
-  config: ConfigDict, players: Mapping[str, optax.GradientTransformation], loss: Callable
+  config: ConfigDict,
+  players: Mapping[str, optax.GradientTransformation],
+  loss: Callable,
+  streams: tuple[str, ...] = ("train",),
 ) -> TrainStep:
-  """`train_step` for these players; stages that can should share one, which is compiled once."""
+  """`train_step` for these players on these streams."""
   settings = config.augmentation
   augment = functools.partial(
     transforms.augment_batch, crop=tuple(settings.crop), scale_range=tuple(settings.scale), flip=settings.flip
   )
-  return TrainStep(("train",), functools.partial(train_step, players=players, loss=loss, augment=augment))
+  return TrainStep(
+    streams, functools.partial(train_step, streams=streams, players=players, loss=loss, augment=augment)
+  )
+
+
+def round_streams(config: ConfigDict) -> tuple[str, ...]:
+  """The streams that a round's step draws from."""
+  if config.rounds.paired and config.mode != "source_only":
+    return ("source", "target")
+  return ("train",)
 
 
 def source_stage(
@@ -223,14 +243,19 @@ def round_stages(
   for r in range(settings.num):
     subset = source_subset(sizes["source"], source_share(config, r), config.seed)
     mixed = (*subset, *range(sizes["source"], sizes["source"] + sizes["target"]))
-    num_steps = settings.steps or _steps(settings.epochs, len(mixed), settings.batch)
-    rate = settings.rate / settings.rate_divisor**r
-    hyper = optimizers.schedule(rate, num_steps, settings.power)
+    if "target" in step.streams:
+      streams = {"source": Stream(("source",), settings.batch, subset), "target": Stream(target, settings.batch)}
+      epoch = sizes["target"]
+    else:
+      streams = {"train": Stream(("source", *target), settings.batch, mixed if target else None)}
+      epoch = len(mixed)
+    num_steps = settings.steps or _steps(settings.epochs, epoch, settings.batch)
+    hyper = optimizers.schedule(settings.rate / settings.rate_divisor**r, num_steps, settings.power)
     result.append(
       Stage(
         name=f"round_{r + 1}",
         num_steps=num_steps,
-        streams={"train": Stream(("source", *target), settings.batch, mixed if target else None)},
+        streams=streams,
         steps={"train": step},
         begin=functools.partial(begin, players=players, hyper=hyper),
         pick=lambda step: "train",
