@@ -82,9 +82,11 @@ def self_training() -> ConfigDict:
     "rate": 1e-4,
     "power": 0.0,
     "batch_norm": "",  # empty: as the network's; the code's is frozen
-    # True: `batch` source and `batch` target images a step, each half normalised by its own batch statistics, and running
-    # statistics of the target alone (our choice). False: one shuffled list of source and target images (code).
+    # False: one shuffled list of source and target images (code). True, our choice: `batch` source and `batch` target
+    # images a step, each half normalised by its own statistics and counted alike in the loss, whatever the portion; the
+    # running statistics are the target's.
     "paired": False,
+    "statistics_pace": 1.0,  # of the running batch statistics: 1 averages over about 10 steps, 0.2 over 50
     "rate_divisor": 2**0.5,  # round by round (code)
     "source_share": 0.03,  # of the source images, mixed with the target's (code)
     "source_share_step": 0.0025,

@@ -21,7 +21,6 @@ from jax_uda.errors import UserError
 from jax_uda.methods import self_training
 from jax_uda.models import layers
 from jax_uda.models.decoders import ImageClassifier
-from jax_uda.models.segmenter import Segmenter
 from jax_uda.state import DEVICE_AXIS, Fold, Stage, State
 
 predict = self_training.predict
@@ -67,12 +66,12 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   players, alone = _players(config), {"segmenter": self_training.optimizer(config)}
   supervised = self_training.supervised_loss
   first = self_training.joint_step(config, alone, functools.partial(supervised, model=self_training.segmenter(config)))
-  model = self_training.segmenter(config, config.rounds.batch_norm)
-  loss = functools.partial(supervised, model=model)
+  how = self_training.round_settings(config)
+  loss = functools.partial(supervised, **how)
   if config.weak_labels.weight:
     loss = functools.partial(
       multi_level_loss,
-      model=model,
+      **how,
       classifier=image_classifier(config),
       weight=config.weak_labels.weight,
       eta=config.weak_labels.eta,
@@ -113,13 +112,13 @@ def multi_level_loss(
   state: State,
   parts: Sequence[Mapping[str, jax.Array]],
   *,
-  model: Segmenter,
   classifier: ImageClassifier,
   weight: float,
   eta: float,
+  **settings: Any,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
   """Eq. 7: segmentation plus weight · binary cross-entropy of the image labels, on source and target."""
-  loss, (batch_stats, metrics), latents = self_training.segmentation_loss(params, state, parts, model=model)
+  loss, (batch_stats, metrics), latents = self_training.segmentation_loss(params, state, parts, **settings)
   label, valid, domain = (jnp.concatenate([part[name] for part in parts]) for name in ("label", "valid", "domain"))
   targets = image_labels(label, valid, domain, state.hyper["class_sizes"], eta)
   logits = classifier.apply({"params": params["classifier"]}, jnp.concatenate(latents))

@@ -85,8 +85,7 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   """`source` and the rounds; labels from single inference on whole images."""
   players = {"segmenter": optimizer(config)}
   first = joint_step(config, players, functools.partial(supervised_loss, model=segmenter(config)))
-  loss = functools.partial(supervised_loss, model=segmenter(config, config.rounds.batch_norm))
-  later = joint_step(config, players, loss, round_streams(config))
+  later = joint_step(config, players, functools.partial(supervised_loss, **round_settings(config)), round_streams(config))
   labelling = round_labelling(
     config,
     views=no_views,
@@ -148,9 +147,17 @@ def train_step(
 
 
 def segmentation_loss(
-  params: Mapping[str, Any], state: State, parts: Sequence[Mapping[str, jax.Array]], *, model: Segmenter
+  params: Mapping[str, Any],
+  state: State,
+  parts: Sequence[Mapping[str, jax.Array]],
+  *,
+  model: Segmenter,
+  statistics_pace: float = 1.0,
 ) -> tuple[jax.Array, tuple[dict, dict], list[jax.Array]]:
-  """Cross-entropy: the mean over the kept pixels of the global batch, source and target together (paper 003, eq. 3).
+  """Cross-entropy (paper 003, eq. 3): the mean over the kept pixels of the global batch; over parts, the mean of those.
+
+  Args:
+    statistics_pace: how far the running batch statistics go of the way that BatchNorm would take them in a step.
 
   Returns:
     This device's part of the loss; (batch statistics, metrics); the latent maps [B, h, w, F], one a part.
@@ -163,24 +170,26 @@ def segmentation_loss(
     (logits, latent), changed = model.apply(
       variables, part["image"], train=True, keys=part["keys"], mutable=["batch_stats"]
     )
-    batch_stats = changed.get("batch_stats", batch_stats)  # frozen BatchNorm changes none
+    if "batch_stats" in changed:  # frozen BatchNorm changes none
+      ours = variables["batch_stats"]
+      batch_stats = jax.tree.map(lambda a, b: a + statistics_pace * (b - a), ours, changed["batch_stats"])
     logits = jax.vmap(lambda x, size=label.shape[1:]: inference.upsample(x, size))(logits)
     pairs.append(losses.cross_entropy(logits, label))
     latents.append(latent)
     target = (part["domain"] == TARGET)[:, None, None]
     kept += jnp.sum(target & (label != IGNORE))
     seen += jnp.sum(target & part["valid"])
+  loss = sum(losses.mean((total, jax.lax.psum(count, DEVICE_AXIS))) for total, count in pairs) / len(pairs)
   total, count = (sum(x) for x in zip(*pairs, strict=True))
-  everywhere = jax.lax.psum(count, DEVICE_AXIS)
   metrics = {"loss": (total, count), "target_kept": (kept, seen)}
-  return losses.mean((total, everywhere)), ({"segmenter": batch_stats}, metrics), latents
+  return loss, ({"segmenter": batch_stats}, metrics), latents
 
 
 def supervised_loss(
-  params: Mapping[str, Any], state: State, parts: Sequence[Mapping[str, jax.Array]], *, model: Segmenter
+  params: Mapping[str, Any], state: State, parts: Sequence[Mapping[str, jax.Array]], **settings: Any
 ) -> tuple[jax.Array, tuple[dict, dict]]:
-  """The segmentation loss alone, as `train_step` wants it."""
-  loss, auxiliary, _ = segmentation_loss(params, state, parts, model=model)
+  """`segmentation_loss` alone, as `train_step` wants it."""
+  loss, auxiliary, _ = segmentation_loss(params, state, parts, **settings)
   return loss, auxiliary
 
 
@@ -201,6 +210,12 @@ def joint_step(
   return TrainStep(
     streams, functools.partial(train_step, streams=streams, players=players, loss=loss, augment=augment)
   )
+
+
+def round_settings(config: ConfigDict) -> dict[str, Any]:
+  """How `segmentation_loss` differs in the rounds."""
+  rounds = config.rounds
+  return {"model": segmenter(config, rounds.batch_norm), "statistics_pace": rounds.statistics_pace}
 
 
 def round_streams(config: ConfigDict) -> tuple[str, ...]:
