@@ -19,11 +19,11 @@ def get_config():
     {"backbone": "resnet18", "width": 0.5, "num_stages": 3, "head_channels": 64, "head_dilation": 2}
   )
   config.augmentation.update({"crop": (80, 160), "scale": (0.8, 1.4)})
-  config.source_training.update({"steps": 500, "batch": 8, "rate": 0.03, "power": 0.9})
-  config.rounds.update({"num": 3, "steps": 120, "batch": 8, "rate": 0.015})
-  config.rounds.update({"source_share": 0.33, "source_share_max": 0.33})
-  config.labels.update({"portion": 0.30, "portion_step": 0.10, "batch": 4})
+  config.source_training.update({"steps": 700, "batch": 8, "rate": 0.06, "power": 0.9})
+  config.rounds.update({"num": 3, "steps": 200, "batch": 4, "paired": True, "rate": 0.03, "power": 0.9})
+  config.rounds.update({"source_share": 1.0, "source_share_max": 1.0})
+  config.labels.update({"portion": 0.30, "portion_step": 0.10, "portion_max": 0.60, "batch": 4})
   config.sisc.update({"patches": 12, "size": (80, 160), "batch": 24})
-  config.weak_labels.width = 0.05
+  config.weak_labels.update({"width": 0.05, "multiplier": 40.0})
   config.eval_batch = 8
   return config
