@@ -86,6 +86,7 @@ def self_training() -> ConfigDict:
     # images a step, each half normalised by its own statistics and counted alike in the loss, whatever the portion; the
     # running statistics are the target's.
     "paired": False,
+    "statistics_steps": 0,  # before the first round: running batch statistics from the target alone (AdaBN; our choice)
     "statistics_pace": 1.0,  # of the running batch statistics: 1 averages over about 10 steps, 0.2 over 50
     "rate_divisor": 2**0.5,  # round by round (code)
     "source_share": 0.03,  # of the source images, mixed with the target's (code)

@@ -86,6 +86,7 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   )
   return [
     self_training.source_stage(config, sizes, alone, first),
+    *self_training.statistics_stages(config),
     *self_training.round_stages(config, sizes, players, later, labelling),
   ]
 

@@ -94,6 +94,7 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   )
   return [
     source_stage(config, sizes, players, first),
+    *statistics_stages(config),
     *round_stages(config, sizes, players, later, labelling),
   ]
 
@@ -193,6 +194,22 @@ def supervised_loss(
   return loss, auxiliary
 
 
+def statistics_step(
+  state: State, batches: Mapping[str, dict[str, jax.Array]], key: jax.Array, *, model: Segmenter, augment: Callable
+) -> tuple[State, dict[str, tuple[jax.Array, jax.Array]]]:
+  """Moves the running batch statistics, and nothing else, towards those of a batch of the stream `target`."""
+  batch, network = batches["target"], state.networks["segmenter"]
+  keys = jax.vmap(lambda draw: jax.random.split(jax.random.fold_in(key, draw)))(batch["draw"])
+  image, _, valid = augment(keys[:, 0], batch["image"], batch["label"], batch["size"])
+  variables = {"params": network.params, "batch_stats": network.batch_stats}
+  (logits, _), changed = model.apply(variables, image, train=True, keys=keys[:, 1], mutable=["batch_stats"])
+  batch_stats = jax.lax.pmean(changed.get("batch_stats", network.batch_stats), DEVICE_AXIS)
+  confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
+  metrics = {"confidence": (confidence.sum(), jnp.int32(confidence.size)), "seen": (valid.sum(), jnp.int32(valid.size))}
+  networks = {**state.networks, "segmenter": network.replace(batch_stats=batch_stats)}
+  return state.replace(step=state.step + 1, networks=networks), jax.lax.psum(metrics, DEVICE_AXIS)
+
+
 # Stages
 
 
@@ -203,12 +220,15 @@ def joint_step(
   streams: tuple[str, ...] = ("train",),
 ) -> TrainStep:
   """`train_step` for these players on these streams."""
-  settings = config.augmentation
-  augment = functools.partial(
-    transforms.augment_batch, crop=tuple(settings.crop), scale_range=tuple(settings.scale), flip=settings.flip
-  )
   return TrainStep(
-    streams, functools.partial(train_step, streams=streams, players=players, loss=loss, augment=augment)
+    streams, functools.partial(train_step, streams=streams, players=players, loss=loss, augment=_augment(config))
+  )
+
+
+def _augment(config: ConfigDict) -> Callable:
+  settings = config.augmentation
+  return functools.partial(
+    transforms.augment_batch, crop=tuple(settings.crop), scale_range=tuple(settings.scale), flip=settings.flip
   )
 
 
@@ -223,6 +243,24 @@ def round_streams(config: ConfigDict) -> tuple[str, ...]:
   if config.rounds.paired and config.mode != "source_only":
     return ("source", "target")
   return ("train",)
+
+
+def statistics_stages(config: ConfigDict) -> list[Stage]:
+  """Running batch statistics of the unlabelled target, before it is labelled (Li et al., AdaBN): one stage, or none."""
+  settings = config.rounds
+  if not settings.statistics_steps or config.mode == "source_only":
+    return []
+  step = functools.partial(statistics_step, model=segmenter(config), augment=_augment(config))
+  return [
+    Stage(
+      name="statistics",
+      num_steps=settings.statistics_steps,
+      streams={"target": Stream(("target",), settings.batch)},
+      steps={"statistics": TrainStep(("target",), step)},
+      begin=lambda state, key: state.replace(step=jnp.int32(0)),
+      pick=lambda step: "statistics",
+    )
+  ]
 
 
 def source_stage(
