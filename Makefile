@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest tests --ignore=tests/parity
+	$(BIN)/python -m pytest tests --ignore=tests/parity -n 2 --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

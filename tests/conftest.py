@@ -27,6 +27,7 @@ TINY = {
   "head_dilation": 1,
   "width": 0.125,
   "steps": 3,
+  "statistics_steps": 2,
   "num": 1,
   "patches": 3,
   "crop": (24, 48),

@@ -118,13 +118,16 @@ def test_four_devices_and_one_give_the_same_step(tiny_config):
 
 def test_only_the_players_of_a_step_change(mlsl_config):
   plan = planned(mlsl_config)
-  source, first_round = plan.stages[:2]
-  for stage, changes in ((source, {"segmenter"}), (first_round, {"segmenter", "classifier"})):
+  source, statistics, first_round = plan.stages
+  for stage, changes in ((source, {"segmenter"}), (statistics, set()), (first_round, {"segmenter", "classifier"})):
     state = first_state(plan, stage)
     before = jax.device_get(state)
     batches = {name: make_batch(4, tuple(mlsl_config.canvas)) for name in stage.streams}
-    after, _ = parallel.train_step(stage.steps["train"].apply)(parallel.replicate(state), batches, jax.random.key(0))
+    (step,) = stage.steps.values()
+    after, _ = parallel.train_step(step.apply)(parallel.replicate(state), batches, jax.random.key(0))
     after = jax.device_get(after)
+    moved = jax.tree.map(np.array_equal, after.networks["segmenter"].batch_stats, before.networks["segmenter"].batch_stats)
+    assert not any(jax.tree.leaves(moved))
     for name, network in after.networks.items():
       same = jax.tree.map(np.array_equal, network.params, before.networks[name].params)
       assert all(jax.tree.leaves(same)) == (name not in changes)
@@ -147,6 +150,24 @@ def test_a_batch_without_any_label_changes_nothing_but_decay(mlsl_config):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
 
 
+def test_source_and_target_count_alike_side_by_side_and_the_statistics_are_the_targets(mlsl_config):
+  plan = planned(mlsl_config)
+  stage = plan.stages[-1]
+  state = first_state(plan, stage)
+  step = parallel.train_step(stage.steps["train"].apply)
+
+  def after(source_seed, target_seed):
+    canvas = tuple(mlsl_config.canvas)
+    batches = {"source": make_batch(4, canvas, source_seed), "target": make_batch(4, canvas, target_seed)}
+    return jax.device_get(step(parallel.replicate(jax.device_get(state)), batches, jax.random.key(0))[0])
+
+  one, other_source, other_target = (
+    jax.tree.leaves(after(*seeds).networks["segmenter"].batch_stats) for seeds in ((0, 1), (2, 1), (0, 3))
+  )
+  assert all(np.array_equal(a, b) for a, b in zip(one, other_source, strict=True))
+  assert not any(np.array_equal(a, b) for a, b in zip(one, other_target, strict=True))
+
+
 # Schedules
 
 
@@ -157,7 +178,7 @@ def test_portions_and_rates_by_round(mlsl_config):
   config.rounds.update({"rate": 0.1, "rate_divisor": 2.0})
   assert [self_training.portion(config, r) for r in range(4)] == [0.2, 0.25, 0.3, 0.3]
   stages = mlsl.stages(config, SIZES)
-  rates = [float(stage.begin(first_state(planned(config), stage), jax.random.key(0)).hyper["rate"]) for stage in stages[1:]]
+  rates = [float(stage.begin(first_state(planned(config), stage), jax.random.key(0)).hyper["rate"]) for stage in stages[2:]]
   np.testing.assert_allclose(rates, [0.1, 0.05, 0.025, 0.0125], rtol=1e-6)
 
 
@@ -173,13 +194,14 @@ def test_modes_train_equal_steps_on_what_they_say(mlsl_config, mode, datasets):
   config = mlsl_config.copy_and_resolve_references()
   config.mode = mode
   stages = mlsl.stages(config, SIZES)
-  assert [stage.num_steps for stage in stages] == [3, 3]
-  assert stages[1].streams["train"].datasets == datasets
-  config.rounds.paired = True
-  stages = mlsl.stages(config, SIZES)
-  assert tuple(name for stream in stages[1].streams.values() for name in stream.datasets) == datasets
-  assert stages[1].streams.keys() == set(stages[1].steps["train"].streams)
-  assert (stages[1].labelling is not None) == (mode == "adapt")
+  names = ["source", "round_1"] if mode == "source_only" else ["source", "statistics", "round_1"]
+  assert [stage.name for stage in stages] == names
+  assert [stage.num_steps for stage in stages if stage.name != "statistics"] == [3, 3]
+  assert tuple(name for stream in stages[-1].streams.values() for name in stream.datasets) == datasets
+  assert stages[-1].streams.keys() == set(stages[-1].steps["train"].streams)
+  assert (stages[-1].labelling is not None) == (mode == "adapt")
+  config.rounds.paired = False
+  assert mlsl.stages(config, SIZES)[-1].streams["train"].datasets == datasets
 
 
 @pytest.mark.parametrize(("field", "value"), [
@@ -249,7 +271,7 @@ def test_each_patch_is_segmented_alone():
 def test_image_labels_reach_the_segmenter(mlsl_config):
   """The classifier's loss has a gradient in the backbone, and weight 0 takes it away."""
   plan = planned(mlsl_config)
-  state = first_state(plan, plan.stages[1])
+  state = first_state(plan, plan.stages[-1])
   batch = make_batch(2, tuple(mlsl_config.augmentation.crop))
   examples = {
     "image": jax.random.normal(jax.random.key(0), (2, *mlsl_config.augmentation.crop, 3)),

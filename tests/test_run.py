@@ -66,13 +66,14 @@ def undisturbed(tmp_path_factory, cache) -> Path:
 def test_a_run_leaves_what_it_promises(undisturbed):
   results = json.loads((undisturbed / "results.json").read_text())
   assert results["method"] == "mlsl" and results["protocol"] == "cityscapes19"
-  assert [stage["name"] for stage in results["stages"]] == ["source", "round_1"]
+  assert [stage["name"] for stage in results["stages"]] == ["source", "statistics", "round_1"]
   assert results["final"] == results["stages"][-1]
   for stage in results["stages"]:
-    assert stage["steps"] == 3 and len(stage["iou"]) == 19 and 0 <= stage["pixel_accuracy"] <= 1
+    assert stage["steps"] == (2 if stage["name"] == "statistics" else 3)
+    assert len(stage["iou"]) == 19 and 0 <= stage["pixel_accuracy"] <= 1
   assert results["stages"][0]["pseudo_labels"] is None
-  assert 0 < results["stages"][1]["pseudo_labels"]["selected"] < 1
-  assert 0 <= results["stages"][1]["pseudo_labels"]["accuracy"] <= 1
+  assert 0 < results["final"]["pseudo_labels"]["selected"] < 1
+  assert 0 <= results["final"]["pseudo_labels"]["accuracy"] <= 1
   labels = sorted((undisturbed / "pseudo_labels/round_1").glob("*.png"))
   assert len(labels) == 5
   for path in labels:
@@ -94,7 +95,7 @@ def test_killed_anywhere_and_resumed_the_weights_are_the_same(undisturbed, tmp_p
   for path in (undisturbed / "pseudo_labels/round_1").glob("*.png"):
     assert path.read_bytes() == (tmp_path / "pseudo_labels/round_1" / path.name).read_bytes()
   positions = [(record["stage_index"], record["step"]) for record in records(tmp_path)]
-  assert positions == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
+  assert positions == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1), (2, 2), (2, 3)]
   assert without_times(records(tmp_path)) == without_times(records(undisturbed))
   mine, other = (json.loads((w / "results.json").read_text()) for w in (tmp_path, undisturbed))
   assert without_times(mine) == without_times(other)
@@ -120,7 +121,7 @@ def test_start_from_takes_over_the_source_stage_and_four_devices_label_as_one(un
   results = run.run(config, tmp_path / "next")
   first = json.loads((undisturbed / "results.json").read_text())["stages"][0]
   assert without_times(results["stages"][0]) == without_times(first)
-  assert {record["stage"] for record in records(tmp_path / "next")} == {"round_1"}
+  assert {record["stage"] for record in records(tmp_path / "next")} == {"statistics", "round_1"}
   for path in (undisturbed / "pseudo_labels/round_1").glob("*.png"):  # made by a process with one device
     one, four = (cv2.imread(str(w / "pseudo_labels/round_1" / path.name), -1) for w in (undisturbed, tmp_path / "next"))
     assert (one != four).mean() < 1e-3
@@ -151,7 +152,7 @@ def test_oracle_trains_on_the_true_labels(mlsl_config, tmp_path):
   config.mode = "oracle"
   config.rounds.source_share_max = 0.2
   results = run.run(config, tmp_path)
-  assert results["stages"][1]["pseudo_labels"] is None and not (tmp_path / "pseudo_labels").exists()
+  assert results["final"]["pseudo_labels"] is None and not (tmp_path / "pseudo_labels").exists()
   assert all(r["target_kept"] > 0.9 for r in records(tmp_path) if r["stage"] == "round_1" and "target_kept" in r)
   assert any("target_kept" in r for r in records(tmp_path))
 
@@ -167,7 +168,7 @@ def test_self_training_with_one_threshold_and_the_spatial_prior(tmp_path):
   np.testing.assert_allclose(mass[mass > 0], 1, rtol=1e-5)
   record = json.loads((tmp_path / "pseudo_labels/round_1.json").read_text())
   assert len(set(record["thresholds"])) == 1 and record["portion"] == 0.4
-  assert results["stages"][1]["pseudo_labels"]["selected"] <= 0.41  # ties of the threshold are left out
+  assert results["final"]["pseudo_labels"]["selected"] <= 0.41  # ties of the threshold are left out
 
 
 def test_images_of_other_sizes_and_no_labels(tmp_path):
