@@ -119,6 +119,7 @@ def refuse_other_run(config: ml_collections.ConfigDict, workdir: epath.Path) -> 
   try:
     if workdir.exists() and not workdir.is_dir():
       raise UserError(f"--workdir: {workdir} is a file; name a folder")
+    workdir.mkdir(parents=True, exist_ok=True)
     claimed = (workdir / "config.json").exists()
   except OSError as error:
     raise UserError(f"--workdir: {workdir}: {error.strerror or error}; name a folder that can be written") from error

@@ -126,9 +126,10 @@ class _Window:
       for name, pair in metrics.items():
         pair = np.asarray(pair, np.float64)
         if not np.isfinite(pair).all():
+          loss = " and ".join(f"{key} is {float(x) / max(float(n), 1):.4g}" for key, (x, n) in metrics.items())
           raise UserError(
-            f"stage {self._stage}, step {step}: {name} is {pair[0] / max(pair[1], 1)}; the last good checkpoint is "
-            f"{checkpoint}; lower the stage's learning rate or set another seed, and name a new --workdir"
+            f"stage {self._stage}, step {step}: {loss}; the last good checkpoint is {checkpoint}; lower the stage's "
+            "learning rate or set another seed, and name a new --workdir"
           )
         totals[name] = totals.get(name, 0) + pair
     seconds = max(time.monotonic() - self._opened, 1e-9)

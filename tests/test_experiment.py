@@ -27,7 +27,7 @@ def test_data_sets_of_other_classes_are_refused(mlsl_config, tmp_path):
   (tmp_path / "labels/a.png").write_bytes(b"never read")
   (tmp_path / "classes.csv").write_text("name,id,red,green,blue\ncat,0,1,2,3\n")
   config.test.update({"kind": "folder", "dir": str(tmp_path)})
-  with pytest.raises(UserError, match=r"config\.test: its classes are those of"):
+  with pytest.raises(UserError, match=r"config\.test: its classes are cat; the source's are road"):
     experiment.open_experiment(config)
   config.test.kind = ""
   config.source.update({"kind": "folder", "dir": str(tmp_path)})
