@@ -21,6 +21,7 @@ def get_config():
   config.network.update({"backbone": "resnet18", "num_stages": 3, "head_channels": 128, "head_dilation": 2})
   config.augmentation.crop = (144, 192)
   config.source_training.update({"steps": 600, "batch": 6, "rate": 0.01, "power": 0.9})
+  config.optimizer.head_multiplier = 10.0  # the head is new, the backbone is not
   config.rounds.update({"num": 4, "steps": 150, "batch": 3, "paired": True, "rate": 0.005, "power": 0.9})
   config.rounds.update({"statistics_steps": 60, "statistics_pace": 0.3})
   config.rounds.update({"source_share": 1.0, "source_share_max": 1.0})

@@ -34,7 +34,6 @@ TINY = {
   "size": (24, 48),
   "canvas": (32, 64),
   "dtype": "float32",
-  "batch_norm": "per_device",
   "weights": "",
   "pictures": 2,
   "eval_batch": 1,
