@@ -81,7 +81,10 @@ BOUNDS = {
   **dict.fromkeys(("batch", "eval_batch", "log_every", "checkpoint_every", "patches"), (1, math.inf)),
   **dict.fromkeys(("crop", "size", "canvas"), (1, math.inf)),
   **dict.fromkeys(("seed", "steps", "epochs", "num", "pictures", "threads", "rate", "power", "keep_gib"), (0, math.inf)),
-  **dict.fromkeys(("portion", "portion_step", "portion_max", "momentum"), (0, 1)),
+  **dict.fromkeys(("height", "width", "statistics_steps", "weight_decay", "weight", "eta", "head_dilation"), (0, math.inf)),
+  **dict.fromkeys(("head_channels", "num_stages"), (1, math.inf)),
+  **dict.fromkeys(("rate_divisor", "multiplier", "head_multiplier"), (1e-9, math.inf)),
+  **dict.fromkeys(("portion", "portion_step", "portion_max", "momentum", "statistics_pace"), (0, 1)),
   **dict.fromkeys(("source_share", "source_share_step", "source_share_max"), (0, 1)),
 }
 

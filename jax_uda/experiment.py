@@ -63,7 +63,7 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
   target = sources.open_source(config.target, config.data_dir)
   if source.label_space is None:
     raise UserError(f"config.source.dir: {config.source.dir} has no labels; it needs `labels/` and `classes.csv`")
-  datasets = {"source": source, "target": sources.Unlabelled(target), "target_truth": target}
+  datasets = {"source": source, "target": sources.unlabelled(target), "target_truth": target}
   if config.test.kind:
     datasets["test"] = sources.open_source(config.test, config.data_dir)
   for name in ("target", "test"):

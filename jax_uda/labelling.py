@@ -22,15 +22,15 @@ def label_target(experiment: Experiment, workdir: epath.Path, index: int, state:
   Written are `pseudo_labels/<stage>/<image id>.png` (train ids at the size that the canvas gave the image, 255 = ignore)
   and `pseudo_labels/<stage>.json`.
   """
-  config, stage, target = experiment.config, experiment.stages[index], experiment.datasets["target_truth"]
+  config, stage, target = experiment.config, experiment.stages[index], experiment.datasets["target"]
   labelling, canvas, num = stage.labelling, tuple(config.canvas), len(target)
   folder = workdir / "pseudo_labels" / stage.name
   if folder.exists():
     folder.rmtree()  # of a process that was killed on the way
   folder.mkdir(parents=True)
 
-  def batches():
-    return pipeline.eval_batches(target, labelling.batch * parallel.num_devices(), canvas, threads=config.threads)
+  def batches(source):
+    return pipeline.eval_batches(source, labelling.batch * parallel.num_devices(), canvas, threads=config.threads)
 
   def progress(what):
     return report.Progress(f"{stage.name} · {what}", num, "images")
@@ -42,7 +42,7 @@ def label_target(experiment: Experiment, workdir: epath.Path, index: int, state:
   counts = _Counts(len(experiment.space.classes))
   with inference.KeptOutputs(num, config.labels.keep_gib, workdir / "spill") as kept:
     with progress("network") as bar:
-      for done in inference.segment(labelling, state, experiment.stage_key(index, 1), _noting(batches(), ids), kept):
+      for done in inference.segment(labelling, state, experiment.stage_key(index, 1), _noting(batches(target), ids), kept):
         bar.update(done)
         stop.check()
     for name in labelling.folds:
@@ -53,8 +53,9 @@ def label_target(experiment: Experiment, workdir: epath.Path, index: int, state:
           stop.check()
 
         found[name] = inference.fold(labelling, name, state.hyper, found, kept, canvas, watch)
-    if _has_labels(target):
-      truths = _truths(batches())
+    truth = experiment.datasets["target_truth"]
+    if "label" in truth[0]:
+      truths = _truths(batches(truth))
     with progress("labels") as bar:
       labelled = inference.select(labelling, state.hyper, found, kept, canvas)
       for image_id, (labels, valid) in zip(ids, labelled, strict=True):
@@ -64,6 +65,7 @@ def label_target(experiment: Experiment, workdir: epath.Path, index: int, state:
         stop.check()
   record = {**counts.record(), **labelling.numbers(found)}
   report.write_json(workdir / "pseudo_labels" / f"{stage.name}.json", record)
+  print(f"{stage.name}: {counts.summary()}", flush=True)
 
 
 def label_statistics(experiment: Experiment, workdir: epath.Path, stop: StopSignal) -> dict[str, np.ndarray]:
@@ -123,9 +125,9 @@ class _Counts:
       "confusion": self._confusion,
     }
 
-
-def _has_labels(source: Any) -> bool:
-  return "label" in source[0]
+  def summary(self) -> str:
+    share, missed = self._selected.sum() / self._pixels, self._uncovered / self._pixels
+    return f"labelled {share:.1%} of the target's pixels; no view covered {missed:.1%} of them"
 
 
 def _noting(batches: Iterable[dict[str, Any]], ids: list[str]) -> Iterator[dict[str, Any]]:

@@ -10,16 +10,20 @@ import optax
 from jax_uda.state import Network
 
 
-def sgd(momentum: float, weight_decay: float, multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+def sgd(
+  momentum: float, weight_decay: float, multiplier: float = 1.0, by_module: Mapping[str, float] | None = None
+) -> optax.GradientTransformation:
   """SGD with momentum, L2 decay and a learning rate of 1, which `update` scales.
 
   Args:
-    multipliers: learning-rate factors of submodules by name (`{"head": 10.0}`); those not named have 1.
+    multiplier: of the learning rate.
+    by_module: more of them, of submodules by name (`{"head": 10.0}`).
   """
 
   def scale(updates, params=None):
     del params
-    return {name: optax.tree.scale(multipliers.get(name, 1.0), tree) for name, tree in updates.items()}
+    factors = by_module or {}
+    return {name: optax.tree.scale(multiplier * factors.get(name, 1.0), tree) for name, tree in updates.items()}
 
   return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(momentum), optax.stateless(scale))
 

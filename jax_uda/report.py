@@ -323,10 +323,6 @@ class Progress:
     if self._bar is not None:
       self._bar.update(n)
 
-  def message(self, text: str) -> None:
-    """Prints a line of its own."""
-    tqdm.write(text, file=sys.stderr)
-
   def _show(self, now: float, last: bool = False) -> None:
     values = [f"{name} {float(value):.4g}" for name, value in self._values.items()]
     if self._bar is not None:

@@ -2,7 +2,7 @@
 
 A method is a module in `jax_uda/methods` with
 
-    label_statistics(config) -> {name: Fold}     (optional) passes over the source labels; results land in `State.hyper`
+    label_statistics(config) -> {name: Fold}     passes over the source labels (or none); results land in `State.hyper`
     init(config, key) -> State
     predict(config) -> (state, images float32 [B, H, W, 3]) -> logits float32 [B, h, w, C] at `STRIDE`
     stages(config, sizes) -> Sequence[Stage]     sizes: number of images by data set
@@ -88,7 +88,7 @@ class Labelling:
 
   Attributes:
     views: (key, size [2]) -> boxes: where the network looks; any pytree of arrays.
-    forward: (state, images uint8 [B, H, W, 3], sizes [B, 2], boxes) -> low-resolution outputs, a pytree of [B, …].
+    forward: (state, normalised images float32 [B, H, W, 3], boxes) -> low-resolution outputs, a pytree of [B, …].
     assemble: (hyper, outputs, boxes, size, (H, W)) of one image -> scores [H, W, C], valid [H, W], extras.
     folds: by name, in order.
     select: (found, scores, valid, extras) -> labels uint8 [H, W].

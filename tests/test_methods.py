@@ -201,8 +201,18 @@ def test_modes_train_equal_steps_on_what_they_say(mlsl_config, mode, datasets):
   assert tuple(name for stream in stages[-1].streams.values() for name in stream.datasets) == datasets
   assert stages[-1].streams.keys() == set(stages[-1].steps["train"].streams)
   assert (stages[-1].labelling is not None) == (mode == "adapt")
+  images = sum(stream.batch for stream in stages[-1].streams.values())
+  assert images == 2 * config.rounds.batch  # source_only as well
   config.rounds.paired = False
-  assert mlsl.stages(config, SIZES)[-1].streams["train"].datasets == datasets
+  last = mlsl.stages(config, SIZES)[-1]
+  assert last.streams["train"].datasets == datasets and last.streams["train"].batch == config.rounds.batch
+
+
+def test_frozen_batch_norm_has_no_statistics_to_fit(mlsl_config):
+  config = mlsl_config.copy_and_resolve_references()
+  config.rounds.batch_norm = "frozen"
+  with pytest.raises(UserError, match="statistics_steps"):
+    mlsl.stages(config, SIZES)
 
 
 @pytest.mark.parametrize(("field", "value"), [

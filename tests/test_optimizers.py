@@ -7,7 +7,7 @@ from jax_uda import optimizers
 
 
 def test_momentum_decay_and_multipliers_by_hand():
-  optimizer = optimizers.sgd(momentum=0.5, weight_decay=0.1, multipliers={"head": 10.0})
+  optimizer = optimizers.sgd(momentum=0.5, weight_decay=0.1, by_module={"head": 10.0})
   start = {"backbone": jnp.array([1.0]), "head": jnp.array([2.0])}
   gradients = {"backbone": jnp.array([0.3]), "head": jnp.array([0.4])}
   network = optimizers.make_network({"params": start}, optimizer)
@@ -21,7 +21,7 @@ def test_momentum_decay_and_multipliers_by_hand():
 
 
 def test_restart_forgets_the_momentum_and_keeps_the_weights():
-  optimizer = optimizers.sgd(0.9, 0.0, {})
+  optimizer = optimizers.sgd(0.9, 0.0)
   network = optimizers.make_network({"params": {"a": jnp.ones(2)}}, optimizer)
   moved = optimizers.update(network, {"a": jnp.ones(2)}, {}, optimizer, jnp.float32(0.1))
   again = optimizers.restart(moved, optimizer)

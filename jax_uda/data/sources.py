@@ -6,6 +6,7 @@ ids (absent where the data have none), "id": str}`. A `spec` is a mapping that d
 empty.
 """
 
+import dataclasses
 import functools
 import io
 from collections.abc import Callable, Mapping
@@ -341,6 +342,11 @@ def _split(spec: Mapping[str, Any], root: epath.Path) -> str:
 
 def _first_line(error: Exception) -> str:
   return str(error).partition("\n")[0]
+
+
+def unlabelled(source: Any) -> Any:
+  """A source without its labels; those in files are not even read."""
+  return dataclasses.replace(source, labels=()) if isinstance(source, FileSource) else Unlabelled(source)
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,7 @@ def _players(config: ConfigDict) -> dict[str, Any]:
   players = {"segmenter": self_training.optimizer(config)}
   if config.weak_labels.weight:
     settings = config.optimizer
-    everything = dict.fromkeys(("conv1", "conv2", "fc1", "fc2"), config.weak_labels.multiplier)
-    players["classifier"] = optimizers.sgd(settings.momentum, settings.weight_decay, everything)
+    players["classifier"] = optimizers.sgd(settings.momentum, settings.weight_decay, config.weak_labels.multiplier)
   return players
 
 

@@ -1,7 +1,9 @@
 """Self-training: ST, CBST and their spatial priors (Zou et al., ECCV 2018).
 
 Stages: `source`, then `round_1` … `round_R`, each of which labels the target with the network it finds and trains on source
-and pseudo-labelled target together.
+and pseudo-labelled target together: shuffled into one list as the code does, or (`config.rounds.paired`, our choice)
+half a batch of each, normalised apart. Where `config.rounds.statistics_steps` asks for it, a stage `statistics` before the
+rounds fits BatchNorm's running statistics to the unlabelled target (AdaBN; Li et al. 2016), weights untouched.
 
 `config.labels.threshold` tells ST (`global`, algorithm 1) from CBST (`class_balanced`, algorithm 2); `config.labels.prior`
 adds the spatial prior (-SP, eq. 9). `config.mode` trains the same steps on source labels alone (`source_only`) or with the
@@ -40,7 +42,7 @@ def segmenter(config: ConfigDict, batch_norm: str = "") -> Segmenter:
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
   """The segmenter's optimizer, with a learning rate of 1."""
   settings = config.optimizer
-  return optimizers.sgd(settings.momentum, settings.weight_decay, {"head": settings.head_multiplier})
+  return optimizers.sgd(settings.momentum, settings.weight_decay, by_module={"head": settings.head_multiplier})
 
 
 def init(config: ConfigDict, key: jax.Array) -> State:
@@ -124,14 +126,7 @@ def train_step(
       {metric: (sum, count)}), the metrics still to be summed over devices. Parts are examples, one dict a stream.
     augment: (keys [B], image, label, size) -> image [B, h, w, 3], label [B, h, w], valid [B, h, w].
   """
-  parts = []
-  for i, name in enumerate(streams):
-    batch, stream_key = batches[name], jax.random.fold_in(key, i)
-    keys = jax.vmap(lambda draw, k=stream_key: jax.random.split(jax.random.fold_in(k, draw)))(batch["draw"])
-    image, label, valid = augment(keys[:, 0], batch["image"], batch["label"], batch["size"])
-    domain = jnp.full_like(batch["domain"], TARGET) if name == "target" else batch["domain"]
-    parts.append({"image": image, "label": label, "valid": valid, "domain": domain, "keys": keys[:, 1]})
-
+  parts = [examples(batches[name], name, jax.random.fold_in(key, i), augment) for i, name in enumerate(streams)]
   params = {name: state.networks[name].params for name in players}
   gradients, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(params, state, parts)
   gradients, metrics = jax.lax.psum((gradients, metrics), DEVICE_AXIS)
@@ -145,6 +140,14 @@ def train_step(
     for name, player in players.items()
   }
   return state.replace(step=state.step + 1, networks={**state.networks, **updated}), metrics
+
+
+def examples(batch: Mapping[str, jax.Array], stream: str, key: jax.Array, augment: Callable) -> dict[str, jax.Array]:
+  """A batch of the pipeline as training sees it: augmented, keyed per example, its domain known."""
+  keys = jax.vmap(lambda draw: jax.random.split(jax.random.fold_in(key, draw)))(batch["draw"])
+  image, label, valid = augment(keys[:, 0], batch["image"], batch["label"], batch["size"])
+  domain = jnp.full_like(batch["domain"], TARGET) if stream == "target" else batch["domain"]
+  return {"image": image, "label": label, "valid": valid, "domain": domain, "keys": keys[:, 1]}
 
 
 def segmentation_loss(
@@ -198,14 +201,13 @@ def statistics_step(
   state: State, batches: Mapping[str, dict[str, jax.Array]], key: jax.Array, *, model: Segmenter, augment: Callable
 ) -> tuple[State, dict[str, tuple[jax.Array, jax.Array]]]:
   """Moves the running batch statistics, and nothing else, towards those of a batch of the stream `target`."""
-  batch, network = batches["target"], state.networks["segmenter"]
-  keys = jax.vmap(lambda draw: jax.random.split(jax.random.fold_in(key, draw)))(batch["draw"])
-  image, _, valid = augment(keys[:, 0], batch["image"], batch["label"], batch["size"])
+  network = state.networks["segmenter"]
+  seen = examples(batches["target"], "target", key, augment)
   variables = {"params": network.params, "batch_stats": network.batch_stats}
-  (logits, _), changed = model.apply(variables, image, train=True, keys=keys[:, 1], mutable=["batch_stats"])
-  batch_stats = jax.lax.pmean(changed.get("batch_stats", network.batch_stats), DEVICE_AXIS)
+  (logits, _), changed = model.apply(variables, seen["image"], train=True, keys=seen["keys"], mutable=["batch_stats"])
+  batch_stats = jax.lax.pmean(changed["batch_stats"], DEVICE_AXIS)
   confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
-  metrics = {"confidence": (confidence.sum(), jnp.int32(confidence.size)), "seen": (valid.sum(), jnp.int32(valid.size))}
+  metrics = {"confidence": (confidence.sum(), jnp.int32(confidence.size))}
   networks = {**state.networks, "segmenter": network.replace(batch_stats=batch_stats)}
   return state.replace(step=state.step + 1, networks=networks), jax.lax.psum(metrics, DEVICE_AXIS)
 
@@ -250,7 +252,10 @@ def statistics_stages(config: ConfigDict) -> list[Stage]:
   settings = config.rounds
   if not settings.statistics_steps or config.mode == "source_only":
     return []
-  step = functools.partial(statistics_step, model=segmenter(config), augment=_augment(config))
+  batch_norm = settings.batch_norm or config.network.batch_norm
+  if batch_norm == "frozen":
+    raise UserError("config.rounds.statistics_steps: frozen BatchNorm has no statistics to fit; set it to 0")
+  step = functools.partial(statistics_step, model=segmenter(config, batch_norm), augment=_augment(config))
   return [
     Stage(
       name="statistics",
@@ -298,10 +303,10 @@ def round_stages(
     mixed = (*subset, *range(sizes["source"], sizes["source"] + sizes["target"]))
     if "target" in step.streams:
       streams = {"source": Stream(("source",), settings.batch, subset), "target": Stream(target, settings.batch)}
-      epoch = sizes["target"]
-    else:
-      streams = {"train": Stream(("source", *target), settings.batch, mixed if target else None)}
-      epoch = len(mixed)
+    else:  # as many images a step where only source is trained on
+      batch = settings.batch * (2 if settings.paired else 1)
+      streams = {"train": Stream(("source", *target), batch, mixed if target else None)}
+    epoch = sizes["target"] if settings.paired else len(mixed)
     num_steps = settings.steps or _steps(settings.epochs, epoch, settings.batch)
     hyper = optimizers.schedule(settings.rate / settings.rate_divisor**r, num_steps, settings.power)
     result.append(
