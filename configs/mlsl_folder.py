@@ -1,6 +1,6 @@
 """MLSL on folders of your own: labelled images in one, unlabelled ones in the other.
 
-  python -m jax_uda.main --config configs/own_images.py --workdir runs/mine \\
+  python -m jax_uda.main --config configs/mlsl_folder.py --workdir runs/mine \\
     --config.source.dir=/path/to/labelled --config.target.dir=/path/to/unlabelled
 
 A folder holds images/ (PNG or JPEG, any sizes), and the source's also labels/ (PNGs of the same names, as indices or
