@@ -47,18 +47,33 @@ def general() -> ConfigDict:
     "dtype": "float32",  # float32, bfloat16
     "dropout": True,
   })
-  config.augmentation = ConfigDict({"crop": (500, 500), "scale": (0.7, 1.3), "flip": True})
+  config.augmentation = ConfigDict({
+    "crop": (500, 500),
+    "scale": (0.7, 1.3),
+    "flip": True,
+    "brightness": 0.0,  # colours as torchvision's ColorJitter: factors in 1 - x … 1 + x
+    "contrast": 0.0,
+    "saturation": 0.0,
+    "hue": 0.0,  # at most 0.5: half the colour circle either way
+    "blur": 0.0,  # probability of a Gaussian blur
+    "blur_sigma": (0.1, 2.0),  # pixels of the crop
+  })
   config.optimizer = ConfigDict({
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "head_multiplier": 1.0,  # of the head's learning rate
   })
   config.eval_batch = 1  # images a device
+  # What is scored of the classes that the network knows: cityscapes19, synthia16, synthia13, nthu13, camvid11, ade150, with
+  # commas between; the first gives the run's mIoU. Empty: all its classes.
+  config.protocols = ""
+  config.absent_as_zero = False  # whether a class in neither truth nor prediction counts 0 in the mean, or not at all
   config.pictures = 6  # target images in the report
   config.log_every = 20  # steps
   config.checkpoint_every = 500  # steps
   config.threads = 2  # that decode
   config.keep_gib = 1.0  # memory for decoded images of a training stream; where they do not all fit, none is kept
+  config.max_bad_images = 0  # unreadable source and target images that training passes over, taking the next; 0: an error
   return config
 
 
@@ -88,6 +103,7 @@ def self_training() -> ConfigDict:
     "paired": False,
     "statistics_steps": 0,  # before the first round: running batch statistics from the target alone (AdaBN; our choice)
     "statistics_pace": 1.0,  # of the running batch statistics: 1 averages over about 10 steps, 0.2 over 50
+    "jitter": 0.0,  # colours in the rounds alone (our choice): brightness, contrast and saturation; an eighth of it for hue
     "rate_divisor": 2**0.5,  # round by round (code)
     "source_share": 0.03,  # of the source images, mixed with the target's (code)
     "source_share_step": 0.0025,

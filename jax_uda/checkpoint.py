@@ -22,7 +22,7 @@ class Checkpoints:
 
   def __init__(self, directory: epath.PathLike, stages: Sequence[Stage]):
     self.directory = epath.Path(directory)
-    self._starts = np.cumsum([0] + [stage.num_steps + 1 for stage in stages])
+    self._starts = _starts([stage.num_steps for stage in stages])
     self._manager = ocp.CheckpointManager(
       self.directory.absolute(),
       options=ocp.CheckpointManagerOptions(
@@ -75,6 +75,12 @@ class Checkpoints:
     return "none yet" if place is None else str(self.directory / str(place))
 
 
+def kept_ends(directory: epath.PathLike, steps: Sequence[int]) -> dict[int, int]:
+  """Of which stages a run has kept the end: {stage index: the checkpoint's number}, for stages of so many steps."""
+  ends = _starts(steps)[:-1] + np.asarray(steps, int)
+  return {i: int(place) for i, place in enumerate(ends) if (epath.Path(directory) / str(place)).is_dir()}
+
+
 def take_networks(directory: epath.PathLike, place: int, state: State) -> State:
   """`state` with the weights of those of its networks that a checkpoint of another run holds.
 
@@ -91,6 +97,11 @@ def take_networks(directory: epath.PathLike, place: int, state: State) -> State:
     raise UserError(f"start_from: {path} holds the networks {sorted(found)}, this run wants {sorted(state.networks)}")
   networks = {name: _take(network, found[name]) if name in shared else network for name, network in state.networks.items()}
   return state.replace(networks=networks)
+
+
+def _starts(steps: Sequence[int]) -> np.ndarray:
+  """The place where each stage begins, int [stages + 1]."""
+  return np.cumsum([0] + [num_steps + 1 for num_steps in steps])
 
 
 def _take(network: Network, found: dict[str, Any]) -> Network:

@@ -6,7 +6,7 @@ import importlib.util
 import math
 import os
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,29 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
   except Exception as error:  # whatever a user's file may raise
     last = traceback.extract_tb(error.__traceback__)[-1]
     raise UserError(f"--config: {file}: {type(error).__name__}: {error} ({last.filename}:{last.lineno})") from error
+  set_fields(config, overrides)
+  if not config.data_dir:
+    config.data_dir = os.environ.get("JAX_UDA_DATA", "data")
+  return config
+
+
+def stored_config(content: Mapping[str, Any], later: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """A config out of config.json, where JSON made lists of its tuples; fields that it lacks are taken from `later`."""
+
+  def tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+      return {name: tuples(item) for name, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+  return ml_collections.ConfigDict({**later, **tuples(content)})
+
+
+def set_fields(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+  """Sets fields, `field.subfield=value` each, and locks the config; raises `UserError` for a field or value not offered."""
   config.lock()
   for override in overrides:
     _set(config, override)
   _check_values(config)
-  if not config.data_dir:
-    config.data_dir = os.environ.get("JAX_UDA_DATA", "data")
-  return config
 
 
 def known_configs() -> list[str]:
@@ -83,8 +99,10 @@ BOUNDS = {
   **dict.fromkeys(("seed", "steps", "epochs", "num", "pictures", "threads", "rate", "power", "keep_gib"), (0, math.inf)),
   **dict.fromkeys(("height", "width", "statistics_steps", "weight_decay", "weight", "eta", "head_dilation"), (0, math.inf)),
   **dict.fromkeys(("head_channels", "num_stages"), (1, math.inf)),
+  **dict.fromkeys(("brightness", "contrast", "saturation", "blur_sigma", "max_bad_images"), (0, math.inf)),
+  **dict.fromkeys(("hue",), (0, 0.5)),
   **dict.fromkeys(("rate_divisor", "multiplier", "head_multiplier"), (1e-9, math.inf)),
-  **dict.fromkeys(("portion", "portion_step", "portion_max", "momentum", "statistics_pace"), (0, 1)),
+  **dict.fromkeys(("portion", "portion_step", "portion_max", "momentum", "statistics_pace", "blur", "jitter"), (0, 1)),
   **dict.fromkeys(("source_share", "source_share_step", "source_share_max"), (0, 1)),
 }
 

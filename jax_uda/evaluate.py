@@ -1,53 +1,329 @@
-"""Scoring: one confusion matrix of whole-number counts over a whole data set, at the labels' own resolution."""
+"""Scoring: one confusion matrix of whole-number counts over a whole data set, at the labels' own resolution.
 
-from collections.abc import Callable, Iterable, Iterator
+    python -m jax_uda.evaluate --workdir DIR      scores the test set of a run that is there
+"""
+
+import csv
+import functools
+import io
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
+from etils import epath
 
-from jax_uda import inference, metrics, parallel, report
-from jax_uda.data import pipeline
-from jax_uda.experiment import Experiment
+from configs import default
+from jax_uda import checkpoint, commands, inference, metrics, parallel, report
+from jax_uda.config import set_fields, stored_config
+from jax_uda.data import label_spaces, pipeline
+from jax_uda.data.label_spaces import IGNORE, LabelSpace, Protocol
+from jax_uda.errors import UserError
+from jax_uda.experiment import Experiment, reopen
+from jax_uda.pictures import write_png
 from jax_uda.state import State
 from jax_uda.stopping import StopSignal
 
 
-def predictions(predict: Callable, state: State, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-  """Whole-image predictions, one by one.
+@dataclass(frozen=True)
+class Manner:
+  """How images are shown to the network. Softmax is averaged at full resolution, image by image.
 
-  Args:
-    predict: what a method's `predict(config)` gave; pass the same object every time, or it compiles again.
-    batches: of `pipeline.eval_batches`.
-
-  Yields:
-    {"index", "low" float16 [h, w, C] log-probabilities, "size" [2], "truth" uint8 [H, W] or None}.
+  Attributes:
+    scales: of the canvas that the whole images are fitted to.
+    flip: whether their mirror images are shown as well.
+    window: (h, w) of windows over the images at their own resolution, in place of the whole images.
   """
-  run = inference.predictor(predict)
-  for batch in batches:
-    low = run(state, batch)
-    for i in np.flatnonzero(batch["valid"]):
-      yield {"index": int(batch["index"][i]), "low": low[i], "size": batch["size"][i], "truth": batch["full_label"][i]}
+
+  scales: tuple[float, ...] = (1.0,)
+  flip: bool = False
+  window: tuple[int, int] | None = None
 
 
-def confusion(predicted: dict[str, Any], num_classes: int) -> np.ndarray:
-  """One image's confusion matrix, int64 [C, C], rows are the truth, at the full resolution of its label."""
-  truth = predicted["truth"]
-  labels = inference.predicted_labels(predicted["low"], predicted["size"], truth.shape)
-  return np.asarray(metrics.confusion_matrix(truth, labels, num_classes), np.int64)
+@dataclass(frozen=True)
+class Prediction:
+  """What is predicted of one image.
+
+  Attributes:
+    id: the image's.
+    size: (H, W), the image's.
+    truth: uint8 [h, w], of the same field of view; None if there is none.
+    labels: (H, W) -> train ids uint8 at that resolution, on the device and in the shape `inference.rounded_up`.
+  """
+
+  id: str
+  size: tuple[int, int]
+  truth: np.ndarray | None
+  labels: Callable[[tuple[int, int]], jax.Array]
 
 
-def score(experiment: Experiment, state: State, dataset: Any, title: str, stop: StopSignal) -> np.ndarray | None:
-  """The confusion matrix int64 [C, C] over a data set; None if it has no labels."""
+def predictions(experiment: Experiment, state: State, dataset: Any, manner: Manner) -> Iterator[Prediction]:
+  """Predicts the images of a data set, in order."""
+  if manner.window is None:
+    return _whole_images(experiment, state, dataset, manner)
+  return _windows(experiment, state, dataset, manner)
+
+
+def _whole_images(experiment: Experiment, state: State, dataset: Any, manner: Manner) -> Iterator[Prediction]:
   config = experiment.config
-  batches = pipeline.eval_batches(
-    dataset, config.eval_batch * parallel.num_devices(), tuple(config.canvas), threads=config.threads
-  )
+  batch, canvas = config.eval_batch * parallel.num_devices(), tuple(config.canvas)
+  passes = [
+    pipeline.eval_batches(dataset, batch, scaled_canvas(canvas, scale), threads=config.threads) for scale in manner.scales
+  ]
+  for batches in zip(*passes, strict=True):
+    views = [inference.make_views(experiment.predict, state, scaled, manner.flip) for scaled in batches]
+    for i in np.flatnonzero(batches[0]["valid"]):
+      mine = jax.tree.map(lambda x, i=i: x[i], views)
+      yield _prediction(batches[0], i, functools.partial(inference.labels_from_views, mine))
+
+
+def _windows(experiment: Experiment, state: State, dataset: Any, manner: Manner) -> Iterator[Prediction]:
+  config = experiment.config
+  num = config.eval_batch * parallel.num_devices()
+  for batch in pipeline.eval_batches(dataset, 1, None, threads=config.threads):
+    image = batch["image"][0]
+    cut, boxes = inference.windows(image, manner.window)
+    views = inference.window_views(experiment.predict, state, cut, num, manner.flip)
+    window = cut["image"].shape[1:3]
+    yield _prediction(
+      batch, 0, functools.partial(inference.labels_from_windows, views, boxes, window, image.shape[:2])
+    )
+
+
+def _prediction(batch: dict[str, Any], i: int, labels: Callable) -> Prediction:
+  size = tuple(map(int, batch["full_size"][i]))
+  return Prediction(batch["id"][i], size, batch["full_label"][i], functools.cache(labels))
+
+
+def scaled_canvas(canvas: tuple[int, int], scale: float) -> tuple[int, int]:
+  """The canvas at a scale, in multiples of 8; at scale 1 as it is."""
+  return canvas if scale == 1 else tuple(max(8, 8 * round(n * scale / 8)) for n in canvas)
+
+
+def confusion(predicted: Prediction, num_classes: int) -> np.ndarray:
+  """One image's confusion matrix, int64 [C, C], rows are the truth, at the full resolution of its label."""
+  height, width = size = predicted.truth.shape
+  truth = np.full(inference.rounded_up(size), IGNORE, np.uint8)
+  truth[:height, :width] = predicted.truth
+  return np.asarray(metrics.confusion_matrix(truth, predicted.labels(size), num_classes), np.int64)
+
+
+def score(
+  experiment: Experiment,
+  state: State,
+  dataset: Any,
+  title: str,
+  stop: StopSignal,
+  manner: Manner = Manner(),
+  keep: Callable[[Prediction], None] | None = None,
+) -> np.ndarray | None:
+  """The confusion matrix int64 [C, C] over a data set; None if it has no labels. `keep` is given every prediction."""
   total = None
   with report.Progress(title, len(dataset), "images") as bar:
-    for predicted in predictions(experiment.predict, state, batches):
-      if predicted["truth"] is not None:
+    for predicted in predictions(experiment, state, dataset, manner):
+      if predicted.truth is not None:
         matrix = confusion(predicted, len(experiment.space.classes))
         total = matrix if total is None else total + matrix
+      if keep is not None:
+        keep(predicted)
       bar.update(1)
       stop.check()
   return total
+
+
+def by_protocol(
+  confusion: np.ndarray | None, space: LabelSpace, protocols: Sequence[Protocol], absent_as_zero: bool = False
+) -> dict[str, dict[str, Any]]:
+  """`report.scores` by protocol, from one confusion matrix [C, C] of a label space; None if nothing was scored."""
+  if confusion is None:
+    confusion = np.zeros((len(space.classes),) * 2, np.int64)
+  found = {}
+  for protocol in protocols:
+    folded = metrics.fold(confusion, label_spaces.protocol_rows(protocol, space), len(protocol.classes))
+    found[protocol.name] = report.scores(folded, protocol.classes, absent_as_zero)
+  return found
+
+
+def write_confusion(workdir: epath.Path, stage: str, confusion: np.ndarray, space: LabelSpace) -> None:
+  """Writes a stage's confusion matrix to `scores/<stage>.json`."""
+  report.write_json(workdir / "scores" / f"{stage}.json", {"classes": space.classes, "confusion": confusion})
+
+
+def read_confusion(workdir: epath.Path, stage: str) -> np.ndarray:
+  """What `write_confusion` wrote, int64 [C, C]."""
+  return np.array(report.read_json(workdir / "scores" / f"{stage}.json")["confusion"], np.int64)
+
+
+def write_table(path: epath.Path, columns: dict[str, dict[str, float | None]]) -> None:
+  """Writes {column: {class: IoU}} as CSV, a row a class; the IoU of an absent class is left empty."""
+  text = io.StringIO()
+  table = csv.writer(text, lineterminator="\n")
+  table.writerow(["class", *columns])
+  table.writerows([name, *(values[name] for values in columns.values())] for name in next(iter(columns.values())))
+  report.write_atomically(path, text.getvalue().encode())
+
+
+# The command
+
+HELP = """\
+Scores the test set of a run: a table, an entry under "evaluations" in results.json, and a CSV file of the IoU by class.
+
+  python -m jax_uda.evaluate --workdir runs/camvid --scales 0.5,0.75,1.0 --flip
+  python -m jax_uda.evaluate --workdir runs/mlsl_gta --stage source --predictions submission --ids cityscapes \\
+    --config.test.split=test
+
+Of the config, what only scoring needs can be set by --config.FIELD=VALUE: the test set's fields, and {fields}.
+"""
+
+SCORING_FIELDS = ("data_dir", "eval_batch", "threads", "absent_as_zero")
+
+
+def evaluate(
+  workdir: epath.PathLike,
+  stage: str = "",
+  protocol: str | None = None,
+  manner: Manner = Manner(),
+  folder: epath.PathLike | None = None,
+  ids: str = "train",
+  overrides: Sequence[str] = (),
+) -> dict[str, Any] | None:
+  """Scores the test set of a run, and writes down what that came to.
+
+  Args:
+    workdir: the run's.
+    stage: at whose end; empty: the last one finished.
+    protocol: a name of `label_spaces.protocol`; None: the first one of the config.
+    manner: how the images are shown to the network.
+    folder: where predictions go, as `<image id>.png` at the label's resolution, or the image's where it has no label; None
+      writes none.
+    ids: what these hold: `train` ids, or `cityscapes` ids.
+    overrides: `field=value` of the config, each.
+
+  Returns:
+    The entry in "evaluations" of results.json; None where the test set has no labels.
+
+  Raises:
+    UserError: there is no run, no such stage, protocol or test set, or nothing to be done.
+  """
+  workdir = epath.Path(workdir)
+  experiment = _open(workdir, overrides)
+  name, place = _find_stage(workdir, report.read_json(workdir / "results.json")["stages"], stage)
+  chosen = experiment.protocols[0] if protocol is None else label_spaces.protocol(protocol, experiment.space)
+  keep = None if folder is None else functools.partial(_write, epath.Path(folder), _table(ids, experiment.space))
+  dataset = experiment.datasets["test"]
+  if keep is None and "label" not in dataset[0]:
+    raise UserError("config.test: it has no labels, so there is nothing to score; name a folder by --predictions")
+  state = experiment.method.init(experiment.config, jax.random.key(0))
+  state = parallel.replicate(checkpoint.take_networks(workdir / "checkpoints", place, state))
+  with StopSignal() as stop:
+    found = score(experiment, state, dataset, f"{name} · scoring", stop, manner, keep)
+  if found is None:
+    return None
+  entry = {"stage": name, "protocol": chosen.name, "scales": manner.scales, "flip": manner.flip, "sliding": manner.window}
+  entry |= {"overrides": overrides} if overrides else {}
+  entry |= by_protocol(found, experiment.space, [chosen], experiment.config.absent_as_zero)[chosen.name]
+  results = report.read_json(workdir / "results.json")
+  results.setdefault("evaluations", []).append(entry)
+  report.write_json(workdir / "results.json", results)
+  write_table(workdir / f"evaluation_{_slug(entry)}.csv", {"IoU": entry["iou"]})
+  return entry
+
+
+def _open(workdir: epath.Path, overrides: Sequence[str]) -> Experiment:
+  for file in ("config.json", "results.json"):
+    if not (workdir / file).exists():
+      raise UserError(f"--workdir: {workdir} holds no run with a finished stage ({file} is missing); name a run's folder")
+  config = stored_config(report.read_json(workdir / "config.json"), default.general().to_dict())
+  for override in overrides:
+    if not override.startswith(("test.", *SCORING_FIELDS)):
+      field = override.partition("=")[0]
+      raise UserError(f"--config.{field}: the run is over; set fields of test, or {', '.join(SCORING_FIELDS)}")
+  set_fields(config, overrides)
+  return reopen(config, report.read_classes(workdir))
+
+
+def _find_stage(workdir: epath.Path, stages: Sequence[dict[str, Any]], name: str) -> tuple[str, int]:
+  """A stage whose end was kept, by its name or the last one; and the number of the checkpoint."""
+  kept = checkpoint.kept_ends(workdir / "checkpoints", [stage["steps"] for stage in stages])
+  places = {stages[i]["name"]: place for i, place in kept.items()}
+  if not places:
+    raise UserError(f"--workdir: {workdir}/checkpoints holds no finished stage; let the run finish one")
+  name = name or list(places)[-1]
+  if name not in places:
+    raise UserError(
+      f"--stage: {workdir} has no checkpoint of the end of {name!r}; stages that can be scored: {', '.join(places)}"
+    )
+  return name, places[name]
+
+
+def _table(ids: str, space: LabelSpace) -> np.ndarray:
+  """Train id of the label space -> what a prediction's file holds, uint8 [256]."""
+  if ids == "train":
+    return np.arange(256, dtype=np.uint8)
+  return label_spaces.CITYSCAPES_IDS[label_spaces.mapping(space, label_spaces.CITYSCAPES19)]
+
+
+def _write(folder: epath.Path, table: np.ndarray, predicted: Prediction) -> None:
+  height, width = size = predicted.size if predicted.truth is None else predicted.truth.shape
+  labels = np.asarray(predicted.labels(size))[:height, :width]
+  write_png(folder / f"{predicted.id}.png", table[labels])
+
+
+def _slug(entry: dict[str, Any]) -> str:
+  """What tells an evaluation from the others, as part of a file's name."""
+  parts = [entry["stage"], entry["protocol"]]
+  if entry["sliding"]:
+    parts.append("x".join(map(str, entry["sliding"])))
+  elif entry["scales"] != (1.0,):
+    parts.append("-".join(f"{scale:g}" for scale in entry["scales"]))
+  parts += ["flip"] * entry["flip"] + list(entry.get("overrides", ()))
+  return re.sub(r"[^\w.-]+", "-", "_".join(parts))[:200]
+
+
+def _scales(text: str) -> tuple[float, ...]:
+  try:
+    scales = tuple(float(part) for part in text.split(","))
+  except ValueError:
+    scales = ()
+  if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+    raise UserError(f"--scales: {text!r} will not do; write numbers above 0 with commas between, as 0.5,0.75,1.0")
+  return scales
+
+
+def _window(text: str) -> tuple[int, int]:
+  found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+  if not found:
+    raise UserError(f"--sliding: {text!r} will not do; write HEIGHTxWIDTH in pixels, as 512x1024")
+  return int(found[1]), int(found[2])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Scores a run, prints the table, and returns the exit status."""
+  parser = commands.parser("evaluate", HELP.format(fields=", ".join(SCORING_FIELDS)))
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="of the run")
+  parser.add_argument("--stage", default="", help="the stage at whose end to score; without it the last one finished")
+  parser.add_argument("--protocol", metavar="NAME", help="what is scored; without it the run's own protocol")
+  parser.add_argument("--scales", default="1", metavar="0.5,0.75,1.0", help="of the canvas that images are fitted to")
+  parser.add_argument("--flip", action="store_true", help="average with the mirror image")
+  parser.add_argument("--sliding", metavar="HEIGHTxWIDTH", help="windows at the images' own resolution")
+  parser.add_argument("--predictions", metavar="DIR", help="write the predictions here, as <image id>.png")
+  parser.add_argument("--ids", default="train", choices=("train", "cityscapes"), help="what these hold")
+  flags, overrides = commands.parse(parser, argv)
+
+  def action() -> None:
+    manner = Manner(_scales(flags.scales), flags.flip, _window(flags.sliding) if flags.sliding else None)
+    if manner.window and manner.scales != (1.0,):
+      raise UserError("--sliding: windows see the images at their own resolution; leave out --scales, or --sliding")
+    entry = evaluate(flags.workdir, flags.stage, flags.protocol, manner, flags.predictions, flags.ids, overrides)
+    if entry is not None:
+      print(f"{entry['protocol']}, {flags.workdir}\n\n{report.iou_table([{**entry, 'name': entry['stage']}])}")
+
+  return commands.exit_status(action, flags)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

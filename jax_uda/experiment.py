@@ -1,5 +1,6 @@
 """A config with everything that it names: method, data sets, stages; and the working directory that it owns."""
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +10,12 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from etils import epath
 
 from jax_uda import methods, parallel, report
-from jax_uda.data import sources
-from jax_uda.data.label_spaces import LabelSpace
+from jax_uda.data import label_spaces, pipeline, sources
+from jax_uda.data.label_spaces import LabelSpace, Protocol
 from jax_uda.errors import UserError
 from jax_uda.state import Stage
 
@@ -37,6 +39,8 @@ class Experiment:
 
   Attributes:
     config: with `num_classes` filled in.
+    space: what the network predicts: the source's label space. All labels are in it.
+    protocols: how it is scored; the first gives a stage's own scores.
     datasets: sources by the names that streams use.
     predict: `method.predict(config)`, made once so that it compiles once.
   """
@@ -44,6 +48,7 @@ class Experiment:
   config: ml_collections.ConfigDict
   method: ModuleType
   space: LabelSpace
+  protocols: Sequence[Protocol]
   datasets: Mapping[str, Any]
   stages: Sequence[Stage]
   predict: Callable
@@ -61,26 +66,32 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
   """
   source = sources.open_source(config.source, config.data_dir)
   target = sources.open_source(config.target, config.data_dir)
-  if source.label_space is None:
+  space = source.label_space
+  if space is None:
     raise UserError(f"config.source.dir: {config.source.dir} has no labels; it needs `labels/` and `classes.csv`")
-  datasets = {"source": source, "target": sources.unlabelled(target), "target_truth": target}
+  truth = in_space(target, space, "target")
+  datasets = {"source": source, "target": sources.unlabelled(target), "target_truth": truth}
   if config.test.kind:
-    datasets["test"] = sources.open_source(config.test, config.data_dir)
-  for name in ("target", "test"):
-    other = datasets[name].label_space if name in datasets else None
-    if other is not None and other.classes != source.label_space.classes:
-      raise UserError(
-        f"config.{name}: its classes are {', '.join(other.classes)}; the source's are "
-        f"{', '.join(source.label_space.classes)}; choose data sets with the same classes, in the same order"
-      )
+    datasets["test"] = open_test(config, space)
   for name, dataset in datasets.items():
     if not len(dataset):
       raise UserError(f"config.{name.removesuffix('_truth')}: the data set has no images; choose a larger one")
-  experiment = plan(config, source.label_space, datasets, {name: len(dataset) for name, dataset in datasets.items()})
+  experiment = plan(config, space, datasets, {name: len(dataset) for name, dataset in datasets.items()})
   for stage in experiment.stages:
     for stream in stage.streams.values():
       parallel.check_batch(stream.batch, f"stage {stage.name}")
   return experiment
+
+
+def tolerant(experiment: Experiment, workdir: epath.Path) -> Experiment:
+  """The same, passing over as many unreadable images as `config.max_bad_images` allows; a test set is scored whole."""
+  if not (limit := experiment.config.max_bad_images):
+    return experiment
+  bad = pipeline.BadImages(workdir / "bad_images.json", limit)
+  datasets = {
+    name: dataset if name == "test" else pipeline.Tolerant(dataset, bad) for name, dataset in experiment.datasets.items()
+  }
+  return dataclasses.replace(experiment, datasets=datasets)
 
 
 def plan(
@@ -90,7 +101,70 @@ def plan(
   method = find_method(config.method)
   config = config.copy_and_resolve_references()
   config.num_classes = len(space.classes)
-  return Experiment(config, method, space, datasets, method.stages(config, sizes), method.predict(config))
+  stages = method.stages(config, sizes)
+  return Experiment(config, method, space, scoring_protocols(config, space), datasets, stages, method.predict(config))
+
+
+def reopen(config: ml_collections.ConfigDict, space: LabelSpace) -> Experiment:
+  """What is needed to score a run that is there: its test set, none of its stages.
+
+  Raises:
+    UserError: there is no test set, or it does not fit the label space.
+  """
+  if not config.test.kind:
+    raise UserError("config.test.kind is empty: there is nothing to score; name a data set by --config.test.kind=… and on")
+  method = find_method(config.method)
+  config = config.copy_and_resolve_references()
+  config.num_classes = len(space.classes)
+  config.weights = ""  # the checkpoint has them
+  datasets = {"test": open_test(config, space)}
+  return Experiment(config, method, space, scoring_protocols(config, space), datasets, (), method.predict(config))
+
+
+def open_test(config: ml_collections.ConfigDict, space: LabelSpace) -> Any:
+  """The test set, its labels in the network's label space and at their own resolution."""
+  return in_space(sources.open_source(config.test, config.data_dir, scored=True), space, "test")
+
+
+def in_space(dataset: Any, space: LabelSpace, name: str) -> Any:
+  """A data set with its labels, if it has any, in a label space: classes of equal names, the others ignored.
+
+  Raises:
+    UserError: no class is in both.
+  """
+  theirs = dataset.label_space
+  if theirs is None or theirs.classes == space.classes:
+    return dataset
+  lost = [one for one in theirs.classes if one not in space.classes]
+  if len(lost) == len(theirs.classes):
+    raise UserError(
+      f"config.{name}: its classes are {', '.join(theirs.classes)}; the source's are "
+      f"{', '.join(space.classes)}; choose data sets that share classes"
+    )
+  if lost:
+    print(f"{name}: {', '.join(lost)}: not among the source's classes, ignored", flush=True)
+  return Mapped(dataset, space, label_spaces.mapping(theirs, space))
+
+
+@dataclass(frozen=True)
+class Mapped:
+  """A source with its labels in another label space, by a table of train ids uint8 [256]."""
+
+  source: Any
+  label_space: LabelSpace
+  table: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    example = self.source[index]
+    return {**example, "label": self.table[example["label"]]} if "label" in example else example
+
+
+def scoring_protocols(config: ml_collections.ConfigDict, space: LabelSpace) -> list[Protocol]:
+  """The protocols that `config.protocols` names, or the label space's own; raises `UserError` for one that does not fit."""
+  return [label_spaces.protocol(name.strip(), space) for name in config.protocols.split(",")]
 
 
 def find_method(name: str) -> ModuleType:

@@ -6,7 +6,7 @@ a time, whenever something replays the kept outputs.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jax_uda import parallel
-from jax_uda.data.transforms import normalise
+from jax_uda import parallel, pseudo_labels
+from jax_uda.data.transforms import normalise, pad
 from jax_uda.models.segmenter import STRIDE
 from jax_uda.state import Labelling, State
 
 Batch = dict[str, Any]
+
+BLOCK = 64  # pixels: full resolution is computed in multiples of it, so that images of many sizes share few compilations
 
 
 def upsample(maps: jax.Array, size: tuple[int, int], scale: tuple[Any, Any] = (STRIDE, STRIDE)) -> jax.Array:
@@ -110,9 +112,9 @@ def segment(
   forward = _forward(labelling.views, labelling.forward)
   for batch in batches:
     outputs, boxes = forward((state, key), {name: batch[name] for name in ("image", "size", "index")})
-    num = int(batch["valid"].sum())
-    kept.append(jax.tree.map(lambda x, n=num: x[:n], {"outputs": outputs, "boxes": boxes, "size": batch["size"]}))
-    yield num
+    rows = np.flatnonzero(batch["valid"])
+    kept.append(jax.tree.map(lambda x, rows=rows: x[rows], {"outputs": outputs, "boxes": boxes, "size": batch["size"]}))
+    yield len(rows)
 
 
 def fold(
@@ -192,18 +194,99 @@ def _select(assemble: Callable, select: Callable, canvas: tuple[int, int]) -> Ca
 
 
 @functools.cache
-def predictor(predict: Callable) -> Callable:
-  """`(state, batch) -> float16 log-probabilities [B, h, w, C]` of the whole images of a batch of the pipeline."""
+def predictor(predict: Callable, mirrored: bool = False) -> Callable:
+  """`(state, batch) -> float16 log-probabilities [B, h, w, C]` of a batch's whole images, or of their mirror images."""
 
   def run(state, batch):
-    return log_probabilities(predict(state, prepare(batch["image"], batch["size"])))
+    images = batch["image"]
+    if mirrored:
+      images = jax.vmap(mirror)(images, batch["size"][:, 1])
+    return log_probabilities(predict(state, prepare(images, batch["size"])))
 
   mapped = parallel.per_example(run)
   return lambda state, batch: mapped(state, {name: batch[name] for name in ("image", "size")})
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def predicted_labels(low: jax.Array, size: jax.Array, shape: tuple[int, int]) -> jax.Array:
+# Full resolution
+
+
+def rounded_up(size: tuple[int, int]) -> tuple[int, int]:
+  """The shape in which an image of that size is computed: the next multiples of `BLOCK`."""
+  return tuple(-(-int(n) // BLOCK) * BLOCK for n in size)
+
+
+def mirror(canvas: jax.Array, width: jax.Array) -> jax.Array:
+  """A canvas [H, W, …] with its content, the first `width` columns, mirrored left to right where it is."""
+  return canvas[:, (width - 1 - jnp.arange(canvas.shape[1])) % canvas.shape[1]]
+
+
+def make_views(predict: Callable, state: State, batch: Batch, flip: bool) -> Batch:
+  """What the network says of a batch of canvases: pytree [B, …] of views.
+
+  A view is {"low" float16 [h, w, C], "size" [2], the pixels of the canvas that are image}; with `flip` also "mirrored",
+  the same of the mirror image.
+  """
+  found = {"low": predictor(predict)(state, batch), "size": batch["size"]}
+  return {**found, "mirrored": predictor(predict, mirrored=True)(state, batch)} if flip else found
+
+
+def view_probabilities(view: Batch, size: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  """Softmax of one view at any resolution, float32 [H, W, C]; averaged with its mirror image's where there is one.
+
+  Args:
+    size: [2] wanted, the same field of view; may be traced.
+    shape: (H, W) of the result, no smaller; what lies beyond `size` means nothing.
+  """
+  scale = tuple(STRIDE * size[axis] / view["size"][axis] for axis in range(2))
+  straight = upsample(jnp.exp(view["low"].astype(jnp.float32)), shape, scale)
+  if "mirrored" not in view:
+    return straight
+  back = mirror(upsample(jnp.exp(view["mirrored"].astype(jnp.float32)), shape, scale), size[1])
+  return (straight + back) / 2
+
+
+def sum_of_views(views: Sequence[Batch], size: tuple[int, int]) -> jax.Array:
+  """The softmax of several views of one image, added up at any `size` = (H, W): float32 [*rounded_up(size), C].
+
+  View by view, so that memory does not grow with their number; an image and its mirror image first, so that the sum is
+  exactly mirrored if the image is.
+  """
+  total = None
+  for view in views:
+    total = _add_view(total, view, np.int32(size), shape=rounded_up(size))
+  return total
+
+
+@functools.partial(jax.jit, static_argnames="shape", donate_argnums=0)
+def _add_view(total, view, size, *, shape):
+  probabilities = view_probabilities(view, size, shape)
+  return probabilities if total is None else total + probabilities
+
+
+def mean_of_patches(
+  outputs: Any, boxes: jax.Array, canvas: tuple[int, int], probabilities: Callable
+) -> tuple[jax.Array, jax.Array]:
+  """The mean over the patches that see a pixel.
+
+  Args:
+    outputs: pytree of [K, …, C].
+    boxes: [K, 2], where the patches begin.
+    probabilities: one patch's outputs -> [h, w, C].
+
+  Returns:
+    Scores [H, W, C], 0 where no patch lies; where one does, bool [H, W].
+  """
+
+  def add(sums, one):
+    output, box = one
+    return pseudo_labels.add_patch(*sums, probabilities(output), box[0], box[1]), None
+
+  num_classes = jax.eval_shape(probabilities, jax.tree.map(lambda x: x[0], outputs)).shape[-1]
+  sums, _ = jax.lax.scan(add, (jnp.zeros((*canvas, num_classes)), jnp.zeros(canvas)), (outputs, boxes))
+  return pseudo_labels.normalise(*sums)
+
+
+def predicted_labels(low: jax.Array, size: jax.Array, shape: tuple[int, int]) -> np.ndarray:
   """Train ids uint8 [H, W] at any resolution, from one image's low-resolution log-probabilities.
 
   Args:
@@ -211,5 +294,65 @@ def predicted_labels(low: jax.Array, size: jax.Array, shape: tuple[int, int]) ->
     size: [2], the pixels of the canvas that the image fills.
     shape: (H, W) wanted, the same field of view.
   """
-  scale = tuple(STRIDE * n / size[axis] for axis, n in enumerate(shape))
-  return jnp.argmax(upsample(jnp.exp(low.astype(jnp.float32)), shape, scale), axis=-1).astype(jnp.uint8)
+  return np.asarray(labels_from_views([{"low": low, "size": size}], shape))[: shape[0], : shape[1]]
+
+
+def labels_from_views(views: Sequence[Batch], size: tuple[int, int]) -> jax.Array:
+  """Train ids of one image, uint8 on the device, at any `size`; in the shape `rounded_up(size)`, to be cropped."""
+  return _argmax(sum_of_views(views, size))
+
+
+def windows(image: np.ndarray, window: tuple[int, int]) -> tuple[Batch, np.ndarray]:
+  """Cuts an image into windows that overlap by half, the last ones flush with its borders.
+
+  Args:
+    image: uint8 [H, W, 3].
+    window: (h, w); what the image has no room for is clipped, or padded where it is smaller by less than `BLOCK`.
+
+  Returns:
+    {"image" uint8 [K, h, w, 3], "size" int32 [K, 2]}; where the windows begin, int32 [K, 2].
+  """
+  size = image.shape[:2]
+  window = tuple(min(n, most) for n, most in zip(window, rounded_up(size), strict=True))
+  tops, lefts = (
+    [*range(0, max(n - extent, 0), max(extent // 2, 1)), max(n - extent, 0)]
+    for n, extent in zip(size, window, strict=True)
+  )
+  boxes = np.array([(top, left) for top in tops for left in lefts], np.int32)
+  cut = [pad(image[top : top + window[0], left : left + window[1]], None, window) for top, left in boxes]
+  return {name: np.stack([one[name] for one in cut]) for name in ("image", "size")}, boxes
+
+
+def window_views(predict: Callable, state: State, cut: Batch, batch: int, flip: bool) -> Batch:
+  """`make_views` of all windows of an image, so many at a time."""
+  num = len(cut["image"])
+  rows = [np.minimum(np.arange(start, start + batch), num - 1) for start in range(0, num, batch)]
+  parts = [make_views(predict, state, jax.tree.map(lambda x, rows=some: x[rows], cut), flip) for some in rows]
+  return jax.tree.map(lambda *x: np.concatenate(x)[:num], *parts)
+
+
+def labels_from_windows(
+  views: Batch, boxes: np.ndarray, window: tuple[int, int], image: tuple[int, int], size: tuple[int, int]
+) -> jax.Array:
+  """Train ids of one image from its windows; otherwise as `labels_from_views`.
+
+  Args:
+    views: [K, …].
+    boxes: [K, 2], where the windows begin.
+    window: (h, w) of each.
+    image: (H, W) of the image that they were cut from.
+    size: (H, W) wanted, the same field of view.
+  """
+  zoom = None if image == size else np.float32(size) / np.float32(image)
+  return _labels_from_windows(views, boxes, zoom, window=window, canvas=rounded_up(image), shape=rounded_up(size))
+
+
+@functools.partial(jax.jit, static_argnames=("window", "canvas", "shape"))
+def _labels_from_windows(views, boxes, zoom, *, window, canvas, shape):
+  scores, _ = mean_of_patches(views, boxes, canvas, lambda view: view_probabilities(view, view["size"], window))
+  return _argmax(scores if zoom is None else upsample(scores, shape, zoom))
+
+
+@jax.jit
+def _argmax(scores: jax.Array) -> jax.Array:
+  return jnp.argmax(scores, axis=-1).astype(jnp.uint8)

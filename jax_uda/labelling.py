@@ -29,20 +29,21 @@ def label_target(experiment: Experiment, workdir: epath.Path, index: int, state:
     folder.rmtree()  # of a process that was killed on the way
   folder.mkdir(parents=True)
 
-  def batches(source):
-    return pipeline.eval_batches(source, labelling.batch * parallel.num_devices(), canvas, threads=config.threads)
+  def batches(source, indices=None):
+    batch = labelling.batch * parallel.num_devices()
+    return pipeline.eval_batches(source, batch, canvas, threads=config.threads, indices=indices)
 
   def progress(what):
     return report.Progress(f"{stage.name} · {what}", num, "images")
 
   state = parallel.replicate(state)
-  ids: list[str] = []
+  read: dict[int, str] = {}  # index -> id, of the images that could be read
   truths: Iterator[np.ndarray | None] = itertools.repeat(None)
   found: dict[str, Any] = {}
   counts = _Counts(len(experiment.space.classes))
   with inference.KeptOutputs(num, config.labels.keep_gib, workdir / "spill") as kept:
     with progress("network") as bar:
-      for done in inference.segment(labelling, state, experiment.stage_key(index, 1), _noting(batches(target), ids), kept):
+      for done in inference.segment(labelling, state, experiment.stage_key(index, 1), _noting(batches(target), read), kept):
         bar.update(done)
         stop.check()
     for name in labelling.folds:
@@ -54,11 +55,11 @@ def label_target(experiment: Experiment, workdir: epath.Path, index: int, state:
 
         found[name] = inference.fold(labelling, name, state.hyper, found, kept, canvas, watch)
     truth = experiment.datasets["target_truth"]
-    if "label" in truth[0]:
-      truths = _truths(batches(truth))
+    if "label" in truth[next(iter(read))]:
+      truths = _truths(batches(truth, list(read)), len(read))
     with progress("labels") as bar:
       labelled = inference.select(labelling, state.hyper, found, kept, canvas)
-      for image_id, (labels, valid) in zip(ids, labelled, strict=True):
+      for image_id, (labels, valid) in zip(read.values(), labelled, strict=True):
         write_png(folder / f"{image_id}.png", labels)
         counts.add(labels, valid, next(truths))
         bar.update(1)
@@ -81,6 +82,8 @@ def label_statistics(experiment: Experiment, workdir: epath.Path, stop: StopSign
   batches = pipeline.eval_batches(source, 1, tuple(experiment.config.canvas), threads=experiment.config.threads)
   with report.Progress("source labels · statistics", len(source), "images") as bar:
     for batch in batches:
+      if not batch["valid"][0]:
+        continue  # in place of an image that cannot be read
       label, size = batch["label"][0], batch["size"][0]
       stats = {name: fold.merge(stats[name], fold.update(fold.init(), label, size)) for name, fold in folds.items()}
       bar.update(1)
@@ -130,16 +133,17 @@ class _Counts:
     return f"labelled {share:.1%} of the target's pixels; no view covered {missed:.1%} of them"
 
 
-def _noting(batches: Iterable[dict[str, Any]], ids: list[str]) -> Iterator[dict[str, Any]]:
+def _noting(batches: Iterable[dict[str, Any]], read: dict[int, str]) -> Iterator[dict[str, Any]]:
   for batch in batches:
-    ids += [name for name, valid in zip(batch["id"], batch["valid"], strict=True) if valid]
+    read |= {int(batch["index"][i]): batch["id"][i] for i in np.flatnonzero(batch["valid"])}
     yield batch
 
 
-def _truths(batches: Iterable[dict[str, Any]]) -> Iterator[np.ndarray | None]:
-  """True labels at the size of the content, read for scoring only; None for images that have none."""
-  for batch in batches:
-    for i in np.flatnonzero(batch["valid"]):
-      height, width = batch["size"][i]
-      yield None if batch["full_label"][i] is None else batch["label"][i, :height, :width]
+def _truths(batches: Iterable[dict[str, Any]], num: int) -> Iterator[np.ndarray | None]:
+  """`num` true labels at the size of the content, read for scoring only; None for images that have none."""
+  examples = ((batch, i) for batch in batches for i in range(len(batch["valid"])))
+  for batch, i in itertools.islice(examples, num):
+    height, width = batch["size"][i]
+    known = batch["valid"][i] and batch["full_label"][i] is not None
+    yield batch["label"][i, :height, :width] if known else None
 

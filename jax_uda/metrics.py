@@ -27,6 +27,19 @@ def confusion_matrix(labels: Array, predictions: Array, num_classes: int, ignore
   return counts.reshape(num_classes, num_classes)
 
 
+def fold(confusion: ArrayLike, rows: ArrayLike, num: int) -> np.ndarray:
+  """The confusion matrix of fewer classes, int64 [P + 1, P + 1], from one of C classes.
+
+  Args:
+    confusion: [C, C], rows are the truth.
+    rows: [C], for each class the one that it counts as, or P for none of them, the extra row and column.
+    num: P. Score with `iou(folded)[:num]`, `mean_iou(folded, range(num))`, `pixel_accuracy(folded[:num])`: pixels that are
+      truly none of the classes count as false positives, and predictions of none of them as misses.
+  """
+  groups = np.eye(num + 1, dtype=np.int64)[np.asarray(rows)]
+  return groups.T @ np.asarray(confusion, np.int64) @ groups
+
+
 def iou(confusion: ArrayLike) -> np.ndarray:
   """TP / (TP + FP + FN) of each class, float64 [C] in 0..1; NaN where a class is in neither truth nor prediction."""
   confusion = np.asarray(confusion, np.float64)
@@ -47,6 +60,9 @@ def mean_iou(confusion: ArrayLike, classes: Sequence[int] | None = None, absent_
 
 
 def pixel_accuracy(confusion: ArrayLike) -> float:
-  """Share of the counted pixels that are predicted right, in 0..1; NaN if there is none."""
+  """Share of the counted pixels that are predicted right, in 0..1; NaN if there is none.
+
+  Rows may be fewer than columns: the pixels of the first classes alone.
+  """
   confusion = np.asarray(confusion, np.float64)
   return float(np.trace(confusion) / confusion.sum()) if confusion.any() else float("nan")

@@ -199,6 +199,23 @@ def _pseudo_label_result(counts: PseudoLabelCounts, classes: Sequence[str]) -> d
   }
 
 
+def scores(confusion: np.ndarray, classes: Sequence[str], absent_as_zero: bool = False) -> dict[str, Any]:
+  """What results.json says of a confusion matrix: {"miou", "pixel_accuracy", "iou" by class}, fractions in 0..1.
+
+  Args:
+    confusion: true labels (rows) against predictions (columns), whole numbers.
+    classes: the names of its first C classes. What it has beyond them is none of them, see `metrics.fold`.
+    absent_as_zero: whether a class that is in neither truth nor prediction counts as 0 in the mean, or not at all; its
+      own IoU is None either way.
+  """
+  num = len(classes)
+  return plain({
+    "miou": metrics.mean_iou(confusion, range(num), absent_as_zero and np.any(confusion)),
+    "pixel_accuracy": metrics.pixel_accuracy(confusion[:num]),
+    "iou": dict(zip(classes, metrics.iou(confusion)[:num], strict=True)),
+  })
+
+
 def stage_result(
   name: str,
   steps: int,
@@ -206,6 +223,7 @@ def stage_result(
   confusion: np.ndarray | None,
   classes: Sequence[str],
   pseudo_labels: PseudoLabelCounts | None = None,
+  protocols: Mapping[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
   """One entry of "stages" in results.json; all scores and shares are fractions in 0..1, None where undefined.
 
@@ -214,6 +232,7 @@ def stage_result(
     confusion: true labels (rows) against predictions (columns), whole numbers [C, C]; None if it was not scored.
     classes: the C class names.
     pseudo_labels: counts of the labels the stage trained on; None if it made none.
+    protocols: `scores` by protocol, first those that are the stage's; None: of the C classes.
 
   Returns:
     The entry. In "pseudo_labels", "selected" is the share of all pixels, and by class the share of the selected
@@ -221,14 +240,13 @@ def stage_result(
   """
   if confusion is None:
     confusion = np.zeros((len(classes),) * 2, np.int64)
+  (_, main), *others = (protocols or {"": scores(confusion, classes)}).items()
   return plain({
     "name": name,
     "steps": steps,
     "seconds": seconds,
-    "miou": metrics.mean_iou(confusion),
-    "pixel_accuracy": metrics.pixel_accuracy(confusion),
-    "iou": dict(zip(classes, metrics.iou(confusion), strict=True)),
-    "other_protocols": {},
+    **main,
+    "other_protocols": dict(others),
     "pseudo_labels": None if pseudo_labels is None else _pseudo_label_result(pseudo_labels, classes),
   })
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jax_uda import evaluate, labelling, parallel, pictures, report, training
 from jax_uda.checkpoint import Checkpoints, take_networks
 from jax_uda.errors import UserError
-from jax_uda.experiment import Experiment, differences, open_experiment, refuse_other_run, source_settings
+from jax_uda.experiment import Experiment, differences, open_experiment, refuse_other_run, source_settings, tolerant
 from jax_uda.state import State
 from jax_uda.stopping import StopSignal
 
@@ -33,6 +33,7 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
   workdir = epath.Path(workdir)
   experiment = open_experiment(config)
   refuse_other_run(config, workdir)
+  experiment = tolerant(experiment, workdir)
   checkpoints = Checkpoints(workdir / "checkpoints", experiment.stages)
   state = first_state(experiment, fresh=checkpoints.empty())
   # What can be wrong with a config is found by now: from here on the directory is this run's.
@@ -64,7 +65,7 @@ def open_results(experiment: Experiment, workdir: epath.Path) -> dict[str, Any]:
   return {
     "config": experiment.config.to_dict(),
     "method": experiment.config.method,
-    "protocol": experiment.space.name,
+    "protocol": experiment.protocols[0].name,
     "seconds": 0.0,
     "stages": [],
     "final": None,
@@ -129,18 +130,22 @@ def begin(
 def score(
   experiment: Experiment, workdir: epath.Path, index: int, state: State, seconds: float, stop: StopSignal
 ) -> dict[str, Any]:
-  """A stage's entry in results.json; its pictures are drawn on the way."""
-  started, stage = time.monotonic(), experiment.stages[index]
+  """A stage's entry in results.json; its pictures are drawn, and its confusion matrix is kept, on the way."""
+  started, stage, config = time.monotonic(), experiment.stages[index], experiment.config
   state = parallel.replicate(state)
   confusion = None
   if "test" in experiment.datasets:
     confusion = evaluate.score(experiment, state, experiment.datasets["test"], f"{stage.name} · scoring", stop)
+  if confusion is not None:
+    evaluate.write_confusion(workdir, stage.name, confusion, experiment.space)
   pictures.draw(experiment, workdir, stage.name, state)
-  return report.stage_result(
+  result = report.stage_result(
     stage.name,
     stage.num_steps,
     seconds + time.monotonic() - started,
     confusion,
     experiment.space.classes,
     labelling.pseudo_label_counts(workdir, stage.name) if stage.labelling else None,
+    evaluate.by_protocol(confusion, experiment.space, experiment.protocols, config.absent_as_zero),
   )
+  return {**result, "waiting_for_data": training.waiting_for_data(workdir, index)}

@@ -70,6 +70,13 @@ def train(
   return state, seconds + time.monotonic() - started
 
 
+def waiting_for_data(workdir: epath.Path, index: int) -> float | None:
+  """The share of a stage's training time that went by waiting for data, over all its log lines; None if it has none."""
+  records = report.MetricsLog(workdir / "metrics.jsonl").read()
+  windows = [(line["seconds"], line["waiting_for_data"]) for line in records if line["stage_index"] == index]
+  return sum(seconds * share for seconds, share in windows) / sum(seconds for seconds, _ in windows) if windows else None
+
+
 def _open_streams(
   experiment: Experiment, workdir: epath.Path, index: int, start: int
 ) -> dict[str, Iterator[dict[str, np.ndarray]]]:
@@ -138,6 +145,7 @@ class _Window:
       "stage_index": self._index,
       "step": steps[-1][0],
       **{name: total / count for name, (total, count) in totals.items() if count},
+      "seconds": seconds,
       "images_per_second": self._images / seconds,
       "waiting_for_data": self._waited / seconds,
     }

@@ -4,14 +4,14 @@ import threading
 import numpy as np
 import pytest
 
-from jax_uda.data.pipeline import eval_batches, train_stream
+from jax_uda.data.pipeline import BadImages, Tolerant, eval_batches, train_stream
 from jax_uda.errors import UserError
 
 
 class Numbered:
-  """Images that hold their own index, and sizes that differ; `broken` cannot be read."""
+  """Images that hold their own index, and sizes that differ; those in `broken` cannot be read."""
 
-  def __init__(self, count, broken=None, labelled=True):
+  def __init__(self, count, broken=(), labelled=True):
     self.count, self.broken, self.labelled, self.reads = count, broken, labelled, []
 
   def __len__(self):
@@ -19,7 +19,7 @@ class Numbered:
 
   def __getitem__(self, index):
     self.reads.append(index)
-    if index == self.broken:
+    if index in self.broken:
       raise UserError(f"image {index} is broken; mend it")
     height, width = 4 + index % 2, 8
     example = {"image": np.full((height, width, 3), index, np.uint8), "id": f"n{index}"}
@@ -119,25 +119,26 @@ def test_a_bad_image_surfaces_as_it_is(threads):
   for read in (lambda source: take(10, [source], threads=threads),
                lambda source: list(eval_batches(source, 3, (4, 8), threads=threads))):
     with pytest.raises(UserError) as error:
-      read(Numbered(4, broken=2))
+      read(Numbered(4, broken=(2,)))
     assert str(error.value) == "image 2 is broken; mend it"
 
 
 class Meeting(Numbered):
-  """The first two reads wait for each other."""
+  """The first reads wait for each other."""
 
-  def __init__(self, count):
-    super().__init__(count)
-    self.first_reads, self.barrier = itertools.count(), threading.Barrier(2)
+  def __init__(self, count, readers=2, broken=()):
+    super().__init__(count, broken)
+    self.readers, self.first_reads, self.barrier = readers, itertools.count(), threading.Barrier(readers)
 
   def __getitem__(self, index):
-    if next(self.first_reads) < 2:
+    if next(self.first_reads) < self.readers:
       self.barrier.wait(timeout=30)
     return super().__getitem__(index)
 
 
 def test_threads_read_side_by_side():
-  take(2, [Meeting(8)], batch=1, threads=2)
+  for threads in (2, 7):
+    take(2, [Meeting(8, threads)], batch=1, threads=threads)
   list(eval_batches(Meeting(8), 1, (4, 8), threads=2))
 
 
@@ -187,3 +188,69 @@ def test_images_are_decoded_once_where_all_that_may_be_drawn_fit():
   few = Numbered(5)
   take(10, [few], threads=0, keep_gib=4 * 4 * 8 * 4.5 / 2**30)  # room for four and a half
   assert len(few.reads) == 30
+
+
+# Unreadable images
+
+
+def tolerant(tmp_path, source, limit=2):
+  return Tolerant(source, BadImages(tmp_path / "bad_images.json", limit))
+
+
+def replaced(index, count, broken):
+  return next(i % count for i in range(index, index + count) if i % count not in broken)
+
+
+@pytest.mark.parametrize("threads", [0, 4])
+@pytest.mark.parametrize("broken", [(), (2,), (5,), (2, 3), (0, 5)])
+def test_bad_images_give_way_to_the_next_readable_one(tmp_path, capsys, broken, threads):
+  stream = take(10, [Numbered(4), tolerant(tmp_path, Numbered(6, broken))], threads=threads)
+  for (draw, domain, index), (d, o, there) in zip(drawn(stream), drawn(take(10, [Numbered(4), Numbered(6)])), strict=True):
+    assert (draw, domain, index) == (d, o, replaced(there, 6, broken) if o else there)
+  said = sorted(line.partition("images: ")[2] for line in capsys.readouterr().out.splitlines())
+  assert said == [f"image {index} is broken; mend it" for index in broken]  # each once
+
+
+def test_label_and_image_are_of_the_same_replacement(tmp_path):
+  for batch in take(4, [tolerant(tmp_path, Numbered(6, (1, 2)))], batch=6):
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"][:, 0, 0])
+    assert sorted(batch["image"][:, 0, 0, 0]) == [0, 3, 3, 3, 4, 5]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_one_bad_image_more_is_an_error(tmp_path, threads):
+  with pytest.raises(UserError, match=r"image \d is broken; mend it; or .*config\.max_bad_images=2") as error:
+    take(20, [tolerant(tmp_path, Numbered(6, (1, 3, 4)))], threads=threads)
+  assert "\n" not in str(error.value)
+
+
+def test_a_stream_that_goes_on_draws_the_same_replacements_and_counts_on(tmp_path, capsys):
+  whole = take(12, [tolerant(tmp_path, Numbered(7, (2, 6)))])
+  assert capsys.readouterr().out.count("passed over") == 2
+  assert_same(whole[5:], take(7, [tolerant(tmp_path, Numbered(7, (2, 6)))], start=5))
+  assert not capsys.readouterr().out  # named already
+  with pytest.raises(UserError, match="image 4"):
+    take(7, [tolerant(tmp_path, Numbered(7, (2, 4, 6)))], start=5)
+
+
+def test_the_limit_is_for_all_sources_together(tmp_path):
+  bad_images = BadImages(tmp_path / "bad_images.json", 1)
+  sources = [Tolerant(Numbered(3, (1,)), bad_images), Tolerant(Numbered(4, (2,)), bad_images)]
+  with pytest.raises(UserError, match="max_bad_images=1"):
+    take(7, sources)
+
+
+def test_threads_that_meet_at_a_bad_image_name_it_once(tmp_path, capsys):
+  take(4, [tolerant(tmp_path, Meeting(2, readers=4, broken=(0,)), limit=1)], batch=1, threads=4, prefetch=4)
+  assert capsys.readouterr().out.count("passed over, 1 of at most 1") == 1
+
+
+def test_no_readable_image_at_all(tmp_path):
+  with pytest.raises(UserError, match="none of the 2 images"):
+    take(1, [tolerant(tmp_path, Numbered(2, (0, 1)))])
+
+
+def test_eval_leaves_bad_images_out(tmp_path):
+  batches = list(eval_batches(tolerant(tmp_path, Numbered(5, (1, 4))), 3, (4, 8)))
+  assert [batch["valid"].tolist() for batch in batches] == [[True, False, True], [True, False, False]]
+  assert [name for batch in batches for name in np.array(batch["id"])[batch["valid"]]] == ["n0", "n2", "n3"]

