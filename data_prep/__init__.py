@@ -1,0 +1,1 @@
+"""Raw downloads into TFDS ArrayRecord, one module a data set: `python -m data_prep.<name> --help`."""
