@@ -99,6 +99,8 @@ def prepare(
     OSError: the disk is full or may not be written.
   """
   raw, folder = epath.Path(raw).expanduser(), epath.Path(out).expanduser() / name
+  if not raw.is_dir():
+    raise UserError(f"--raw: {raw} {'is a file' if raw.exists() else 'does not exist'}; name the folder with the download")
   finished, unfinished = folder / VERSION, folder / "incomplete"
   for kept in (finished / prepared.DESCRIPTION, unfinished / "settings.json"):
     if kept.exists() and (begun := read_json(kept)["height"]) != height:
@@ -354,5 +356,5 @@ def main(name: str, description: str, splits: Sequence[Split], argv: Sequence[st
 
 def _mendable(error: UserError | OSError, out: str) -> str:
   if isinstance(error, UserError):
-    return str(error)
+    return str(error).replace("`dir`", "the folder that --raw names")
   return f"{error.strerror or error}: {error.filename or out}; make room or mend it and run again, it goes on from here"
