@@ -9,7 +9,7 @@ colours) and classes.csv (name,id,red,green,blue). Worth setting:
   --config.weights=resnet18.safetensors            torchvision's ImageNet weights; without them training starts at random
   --config.canvas='(256,512)'                      (height, width) that images are scaled to fit; larger sees smaller things
   --config.augmentation.crop='(208,416)'           what training sees of it; let sisc.size be the same
-  --config.test.kind=folder --config.test.dir=…    a labelled folder to score on
+  --config.test.dir=/path/to/labelled              photographs to score on
   --config.source_training.steps=20000             more labelled images want more steps
 """
 
@@ -21,14 +21,16 @@ def get_config():
   config = default.mlsl()
   config.source = default.dataset("folder")
   config.target = default.dataset("folder")
+  config.test = default.dataset("folder")  # may be left without `dir`
   config.canvas = (256, 512)
-  config.network.update({"backbone": "resnet18", "head_channels": 256, "head_dilation": 4})
+  config.network.update({"backbone": "resnet18", "num_stages": 3, "head_channels": 128, "head_dilation": 2})
   config.augmentation.crop = (208, 416)
-  config.source_training.update({"steps": 5000, "batch": 8, "rate": 0.01, "power": 0.9})
+  config.source_training.update({"steps": 3000, "batch": 8, "rate": 0.01, "power": 0.9})
   config.optimizer.head_multiplier = 10.0
-  config.rounds.update({"num": 4, "steps": 500, "batch": 4, "paired": True, "rate": 0.005, "power": 0.9})
+  config.rounds.update({"num": 4, "steps": 300, "batch": 4, "paired": True, "rate": 0.005, "power": 0.9})
+  config.rounds.update({"statistics_steps": 60, "statistics_pace": 0.3, "jitter": 0.4})
   config.rounds.update({"source_share": 1.0, "source_share_max": 1.0})
-  config.labels.update({"portion_step": 0.10, "batch": 2})
+  config.labels.batch = 2
   config.sisc.update({"patches": 24, "size": (208, 416), "batch": 8})
-  config.weak_labels.update({"width": 0.25, "multiplier": 40.0})
+  config.weak_labels.update({"width": 0.125, "multiplier": 40.0})
   return config

@@ -30,7 +30,7 @@ def describe(config: ConfigDict) -> str:
   lines = [f"method     {config.method}, seed {config.seed}, on {jax.device_count()} {jax.default_backend()} device(s)"]
   for role in ("source", "target", "test"):
     spec = config[role]
-    if spec.kind:
+    if sources.is_named(spec):
       lines.append(f"{role:<10} {_dataset(spec)}: {sizes[role]:,} images; {sources.how_to_get(spec.kind)}")
   lines.append(f"weights    {config.weights or 'none: the network starts at random'}")
   lines.append(f"classes    {len(experiment.space.classes)} ({experiment.space.name})")
@@ -110,7 +110,7 @@ def _abstract_batch(batch: int, canvas: tuple[int, int]) -> dict[str, jax.ShapeD
 
 
 def _planned(config: ConfigDict) -> tuple[Experiment, dict[str, int]]:
-  roles = [role for role in ("source", "target", "test") if config[role].kind]
+  roles = [role for role in ("source", "target", "test") if sources.is_named(config[role])]
   sizes = {role: sources.published_size(config[role]) for role in roles}
   space: LabelSpace | None = sources.published_space(config.source)
   for role in roles:

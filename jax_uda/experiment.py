@@ -71,7 +71,7 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
     raise UserError(f"config.source.dir: {config.source.dir} has no labels; it needs `labels/` and `classes.csv`")
   truth = in_space(target, space, "target")
   datasets = {"source": source, "target": sources.unlabelled(target), "target_truth": truth}
-  if config.test.kind:
+  if sources.is_named(config.test):
     datasets["test"] = open_test(config, space)
   for name, dataset in datasets.items():
     if not len(dataset):
@@ -111,8 +111,8 @@ def reopen(config: ml_collections.ConfigDict, space: LabelSpace) -> Experiment:
   Raises:
     UserError: there is no test set, or it does not fit the label space.
   """
-  if not config.test.kind:
-    raise UserError("config.test.kind is empty: there is nothing to score; name a data set by --config.test.kind=… and on")
+  if not sources.is_named(config.test):
+    raise UserError("config.test names no data set, there is nothing to score; set --config.test.kind and what it needs")
   method = find_method(config.method)
   config = config.copy_and_resolve_references()
   config.num_classes = len(space.classes)

@@ -196,6 +196,11 @@ def open_source(
   return source.select(nthu_fold(spec["split"], len(source))) if kind == "nthu" else source
 
 
+def is_named(spec: Mapping[str, Any]) -> bool:
+  """Whether a spec names a data set at all: it has a kind, and a folder of one's own a place."""
+  return bool(spec["kind"]) and (spec["kind"] != "folder" or bool(spec["dir"]))
+
+
 def is_scored(spec: Mapping[str, Any]) -> bool:
   """Whether this part of a data set is there to be scored: validation and test parts, and all of nthu."""
   return spec["kind"] == "nthu" or _part(spec).endswith(("val", "validation", "test"))
