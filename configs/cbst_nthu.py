@@ -2,6 +2,7 @@
 
   python -m jax_uda.cross_validate --config configs/cbst_nthu.py --folds 10 --workdir runs/nthu_rome \\
     --config.data_dir=DATA
+  python -m jax_uda.main --config configs/cbst_nthu.py --config.data_dir=DATA --workdir runs/nthu_rome_fold_0
   … --workdir runs/nthu_tokyo --config.target.domain=Tokyo --config.test.domain=Tokyo \\
     --config.start_from=runs/nthu_rome/fold_0
 
@@ -17,11 +18,11 @@ from configs import default
 
 
 def get_config():
-  """The paper's setting; `{fold}` is filled in by `jax_uda.cross_validate`."""
+  """The paper's setting; `jax_uda.cross_validate` goes through the folds."""
   config = default.self_training()
   config.source = default.dataset("cityscapes", dir="Cityscapes", split="train")
-  config.target = default.dataset("nthu", dir="NTHU", domain="Rome", split="train{fold}")
-  config.test = default.dataset("nthu", dir="NTHU", domain="Rome", split="test{fold}")
+  config.target = default.dataset("nthu", dir="NTHU", domain="Rome", split="train0")
+  config.test = default.dataset("nthu", dir="NTHU", domain="Rome", split="test0")
   config.protocols = "nthu13"
   config.canvas = (1024, 2048)  # all images' own size
   config.rounds.batch_norm = "frozen"  # code

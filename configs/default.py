@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 def dataset(kind: str = "", **fields) -> ConfigDict:
   """A data set: `kind` and what that kind needs of the rest (see `jax_uda/data/sources.py`)."""
   spec = ConfigDict({
-    "kind": kind,  # street_world, folder, camvid, gta5, cityscapes; empty for none
+    "kind": kind,  # street_world, folder, camvid, gta5, synthia, cityscapes, bdd100k, nthu, ade20k; empty for none
     "dir": "",  # under data_dir, unless it is absolute
     "list": "",
     "split": "",

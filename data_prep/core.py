@@ -41,8 +41,9 @@ SHOWN = 20  # skipped pairs in the terminal; summary.txt has all
 SKIPPED = "skipped, and why:"
 
 EPILOG = """\
-Every pair is checked; one that is missing, broken or does not fit is skipped, and named in summary.txt. Run again with the
-same flags, it goes on where it stopped. A config finds the result if `dir` names it.
+Every pair is decoded and checked; one that is missing, broken or does not fit is skipped, and named in summary.txt. (Damage
+within a JPEG that leaves it decodable goes unnoticed.) Run again with the same flags, it goes on where it stopped; what is
+finished is left alone. A config finds the result if `dir` names it.
 
 exit status: 0 done, 2 something that you can mend (one line says what).
 """
@@ -56,11 +57,13 @@ class Split:
     name: in the prepared data.
     fields: what its spec has beside kind and height, see `sources.py`.
     needs: a path in the raw folder; where it does not exist, the split is left out. Empty: the split has to be there.
+    whole: whether a pair that cannot be used is an error: elsewhere its place matters.
   """
 
   name: str
   fields: Mapping[str, str]
   needs: str = ""
+  whole: bool = False
 
 
 class Pair(NamedTuple):
@@ -99,19 +102,23 @@ def prepare(
     OSError: the disk is full or may not be written.
   """
   raw, folder = epath.Path(raw).expanduser(), epath.Path(out).expanduser() / name
-  if not raw.is_dir():
-    raise UserError(f"--raw: {raw} {'is a file' if raw.exists() else 'does not exist'}; name the folder with the download")
   finished, unfinished = folder / VERSION, folder / "incomplete"
   for kept in (finished / prepared.DESCRIPTION, unfinished / "settings.json"):
     if kept.exists() and (begun := read_json(kept)["height"]) != height:
       raise UserError(f"another height: {kept.parent} has images {_size(begun)}, not {_size(height)}; give the same "
                       f"--height, name another --out, or delete {folder}")
   if not finished.exists():
+    if not raw.is_dir():
+      state = "is a file" if raw.exists() else "does not exist"
+      raise UserError(f"--raw: {raw} {state}; name the folder with the download")
     parts = {
       split.name: _open(name, raw, split, height) for split in splits if not split.needs or (raw / split.needs).exists()
     }
     _write(unfinished / "settings.json", json.dumps({"height": height}).encode())
     outcomes = _convert_all(name, parts, unfinished, workers)
+    for split in splits:
+      if split.whole and (bad := next((one for one in outcomes[split.name] if one.problem), None)):
+        raise UserError(f"{split.name} has to be whole, for its folds: {bad.problem}; mend it and run again")
     packed = unfinished / VERSION
     _pack(name, parts, outcomes, packed)
     _write(packed / "summary.txt", _summary(name, parts, outcomes).encode())
@@ -169,7 +176,7 @@ def convert(pair: Pair) -> Outcome:
     label = source.read_label(0, stored.shape[:2]) if source.labels else None
   except UserError as error:
     return Outcome(name, _count(None), str(error))
-  image, label = sources.at_height(stored, label, source.height, source.scored)
+  image, label = sources.at_height(stored, label, source.height, source.scored or not source.height)
   if image is not stored:
     _write(_image_file(pair.folder, name), _png(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)))
   _write(done, b"" if label is None else _png(label))
@@ -350,6 +357,8 @@ def main(name: str, description: str, splits: Sequence[Split], argv: Sequence[st
     print("", SKIPPED, *lines[:SHOWN], sep="\n")
   if len(lines) > SHOWN:
     print(f"… and {len(lines) - SHOWN} more, see {folder / 'summary.txt'}")
+  if lines:
+    print(f"To try them again once they are mended, delete {folder}.")
   print(f"\nready: {folder}")
   return 0
 

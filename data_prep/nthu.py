@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from data_prep import core
 from jax_uda.data.layouts import NTHU_CITIES
 
-SPLITS = tuple(core.Split(city, {"domain": city, "split": "all"}) for city in NTHU_CITIES)
+SPLITS = tuple(core.Split(city, {"domain": city, "split": "all"}, whole=True) for city in NTHU_CITIES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -47,7 +47,7 @@ def exit_status(action: Callable[[], object], flags: argparse.Namespace) -> int:
     print(f"error: {error}", file=sys.stderr)
     return EXIT_MENDABLE
   except KeyboardInterrupt:
-    print(f"interrupted; run the same command again to go on from the last checkpoint in {flags.workdir}", file=sys.stderr)
+    print(f"interrupted; run the same command again to go on in {flags.workdir}", file=sys.stderr)
     return EXIT_CTRL_C
   except Interrupted:
     print(f"stopped; run the same command again to go on in {flags.workdir}", file=sys.stderr)

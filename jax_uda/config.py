@@ -101,6 +101,7 @@ BOUNDS = {
   **dict.fromkeys(("head_channels", "num_stages"), (1, math.inf)),
   **dict.fromkeys(("brightness", "contrast", "saturation", "blur_sigma", "max_bad_images"), (0, math.inf)),
   **dict.fromkeys(("hue",), (0, 0.5)),
+  **dict.fromkeys(("scale",), (1e-3, math.inf)),
   **dict.fromkeys(("rate_divisor", "multiplier", "head_multiplier"), (1e-9, math.inf)),
   **dict.fromkeys(("portion", "portion_step", "portion_max", "momentum", "statistics_pace", "blur", "jitter"), (0, 1)),
   **dict.fromkeys(("source_share", "source_share_step", "source_share_max"), (0, 1)),

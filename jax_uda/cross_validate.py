@@ -2,10 +2,11 @@
 
     python -m jax_uda.cross_validate --config configs/cbst_nthu.py --folds 10 --workdir DIR
 
-In `target.split` and `test.split` of the config, `{fold}` stands for the fold's number, from 0. Each fold is a run in
-`DIR/fold_<k>`; the first one makes the source stage, which the others take over.
+`target.split` and `test.split` of the config end in a fold's number, as in train0 and test0; each fold, from 0, puts its
+own there. It is a run in `DIR/fold_<k>`; the first one makes the source stage, which the others take over.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,16 +19,16 @@ from jax_uda.config import load_config
 from jax_uda.errors import UserError
 from jax_uda.experiment import scoring_protocols
 
-PLACE = "{fold}"
+PLACE = re.compile(r"\d+$")
 
 
 def fold_config(config: ConfigDict, fold: int, workdir: epath.PathLike) -> ConfigDict:
   """A fold's config: its number in the splits, and after the first fold the first one's source stage to start from."""
   config = config.copy_and_resolve_references()
   for spec in (config.target, config.test):
-    spec.split = spec.split.replace(PLACE, str(fold))
+    spec.split = PLACE.sub(str(fold), spec.split)
   if fold:
-    config.start_from = str(fold_dir(workdir, 0))
+    config.start_from = str(fold_dir(workdir, 0).resolve())
   return config
 
 
@@ -40,7 +41,7 @@ def cross_validate(config: ConfigDict, folds: int, workdir: epath.PathLike) -> d
   """Runs what is left of the folds, then scores them together: their first stage, and their last.
 
   Args:
-    config: with `{fold}` in the splits.
+    config: with splits that end in a number.
     folds: how many.
     workdir: where everything goes. Folds that are there are not run again, and an unfinished one goes on.
 
@@ -52,10 +53,10 @@ def cross_validate(config: ConfigDict, folds: int, workdir: epath.PathLike) -> d
     UserError: there is nothing to cross-validate, or a run cannot go on.
     Interrupted: SIGTERM came.
   """
-  if not all(PLACE in spec.split for spec in (config.target, config.test)):
+  if not all(PLACE.search(spec.split) for spec in (config.target, config.test)):
     raise UserError(
-      f"--config: target.split is {config.target.split!r}, test.split {config.test.split!r}; write {PLACE} into both, "
-      "where the fold's number belongs"
+      f"--config: target.split is {config.target.split!r}, test.split {config.test.split!r}; let both end in a number, "
+      "the fold's"
     )
   runs = []
   for fold in range(folds):

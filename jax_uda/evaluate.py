@@ -239,8 +239,8 @@ def _open(workdir: epath.Path, overrides: Sequence[str]) -> Experiment:
       raise UserError(f"--workdir: {workdir} holds no run with a finished stage ({file} is missing); name a run's folder")
   config = stored_config(report.read_json(workdir / "config.json"), default.general().to_dict())
   for override in overrides:
-    if not override.startswith(("test.", *SCORING_FIELDS)):
-      field = override.partition("=")[0]
+    field = override.partition("=")[0]
+    if not (field.startswith("test.") or field in SCORING_FIELDS):
       raise UserError(f"--config.{field}: the run is over; set fields of test, or {', '.join(SCORING_FIELDS)}")
   set_fields(config, overrides)
   return reopen(config, report.read_classes(workdir))
@@ -252,7 +252,7 @@ def _find_stage(workdir: epath.Path, stages: Sequence[dict[str, Any]], name: str
   places = {stages[i]["name"]: place for i, place in kept.items()}
   if not places:
     raise UserError(f"--workdir: {workdir}/checkpoints holds no finished stage; let the run finish one")
-  name = name or list(places)[-1]
+  name = name or stages[-1]["name"]
   if name not in places:
     raise UserError(
       f"--stage: {workdir} has no checkpoint of the end of {name!r}; stages that can be scored: {', '.join(places)}"
@@ -295,9 +295,9 @@ def _scales(text: str) -> tuple[float, ...]:
 
 
 def _window(text: str) -> tuple[int, int]:
-  found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+  found = re.fullmatch(r"(\d{2,6})x(\d{2,6})", text)
   if not found:
-    raise UserError(f"--sliding: {text!r} will not do; write HEIGHTxWIDTH in pixels, as 512x1024")
+    raise UserError(f"--sliding: {text!r} will not do; write HEIGHTxWIDTH in pixels, at least 10 each, as 512x1024")
   return int(found[1]), int(found[2])
 
 

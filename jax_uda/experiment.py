@@ -85,9 +85,7 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
 
 def tolerant(experiment: Experiment, workdir: epath.Path) -> Experiment:
   """The same, passing over as many unreadable images as `config.max_bad_images` allows; a test set is scored whole."""
-  if not (limit := experiment.config.max_bad_images):
-    return experiment
-  bad = pipeline.BadImages(workdir / "bad_images.json", limit)
+  bad = pipeline.BadImages(workdir / "bad_images.json", experiment.config.max_bad_images)
   datasets = {
     name: dataset if name == "test" else pipeline.Tolerant(dataset, bad) for name, dataset in experiment.datasets.items()
   }
@@ -197,7 +195,12 @@ def refuse_other_run(config: ml_collections.ConfigDict, workdir: epath.Path) -> 
     claimed = (workdir / "config.json").exists()
   except OSError as error:
     raise UserError(f"--workdir: {workdir}: {error.strerror or error}; name a folder that can be written") from error
-  if claimed and (changes := differences(report.read_json(workdir / "config.json"), report.plain(config.to_dict()))):
+  # More bad images may be allowed where one has stopped a run.
+  old, new = (
+    {name: value for name, value in fields.items() if name != "max_bad_images"}
+    for fields in (report.read_json(workdir / "config.json") if claimed else {}, report.plain(config.to_dict()))
+  )
+  if claimed and (changes := differences(old, new)):
     raise UserError(
       f"--workdir: {workdir} holds a run of another config ({'; '.join(changes)}); name a new folder, or undo that"
     )

@@ -69,7 +69,7 @@ class KeptOutputs:
   def append(self, outputs: Any) -> None:
     """Adds a batch, a pytree of [n, …]."""
     if self._arrays is None:
-      total = sum(x[0].nbytes for x in jax.tree.leaves(outputs)) * self._num
+      total = sum(int(np.prod(x.shape[1:])) * x.dtype.itemsize for x in jax.tree.leaves(outputs)) * self._num
       allocate = self._in_memory if total <= self._keep else self._on_disk
       leaves, treedef = jax.tree.flatten(outputs)
       self._arrays = treedef.unflatten([allocate(i, (self._num, *x.shape[1:]), x.dtype) for i, x in enumerate(leaves)])

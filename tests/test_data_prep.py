@@ -227,6 +227,15 @@ def test_bad_pairs_are_skipped_and_named(tmp_path, capsys):
   assert tail in capsys.readouterr().out
 
 
+def test_a_city_has_to_be_whole(tmp_path, capsys):
+  nthu(tmp_path / "raw")
+  broken = next((tmp_path / "raw/Rio/Images/Test").iterdir())
+  broken.write_bytes(broken.read_bytes()[:50])
+  line = error_line("nthu", tmp_path, capsys)
+  assert "Rio has to be whole" in line and broken.name in line
+  assert not (tmp_path / "out/nthu/1.0.0").exists()
+
+
 def test_what_has_no_counterpart_is_named(tmp_path):
   gta5(tmp_path / "raw")
   (tmp_path / "raw/images/00001.png").unlink()

@@ -30,6 +30,14 @@ def test_log_probabilities_rank_what_softmax_cannot():
   assert np.isfinite(inference.log_probabilities(jnp.array([0.0, -1e9]))).all()
 
 
+def test_nothing_of_a_batch_may_be_kept(tmp_path):
+  with inference.KeptOutputs(3, 1.0, tmp_path / "spill") as kept:
+    for n in (0, 2, 0):
+      kept.append({"a": np.full((n, 2), n, np.float16)})
+    ((batch, exists),) = kept.batches(3)
+  assert batch["a"].shape == (3, 2) and (batch["a"] == 2).all() and exists.tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("keep_gib", [1.0, 0.0])
 def test_kept_outputs_come_back_in_full_batches_from_memory_and_disk(tmp_path, keep_gib):
   rng = np.random.default_rng(0)

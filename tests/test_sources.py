@@ -163,6 +163,8 @@ def test_published_data_in_the_wrong_folder(published, tmp_path, what):
   ("ade20k", [[0, 151]], 151),
   ("ade20k", [[0, 255]], 255),
   ("camvid", [[12, 0]], 12),
+  ("gta5", [[35, 7]], 35),
+  ("nthu", [[7, 254]], 254),
   ("synthia", [[23, 0]], 23),
   ("synthia", [[0, 256]], 256),
 ])
@@ -383,6 +385,11 @@ def test_split_of_prepared_data(split, fields):
   assert stored_split({**EMPTY, **fields}) == split
 
 
+def test_other_lists_are_not_prepared():
+  with pytest.raises(UserError, match=r"mine/train\.txt was not prepared"):
+    stored_split({**EMPTY, "kind": "camvid", "list": "mine/train.txt"})
+
+
 # CamVid
 
 CAMVID_RAW = np.array([[0, 10, 11], [3, 8, 11]], np.uint8)
@@ -411,6 +418,13 @@ def test_camvid_list_in_its_order_and_with_either_suffix(camvid):
   assert source[1]["label"].tolist() == CAMVID_LABEL[::-1]
   assert source[2]["label"].tolist() == CAMVID_LABEL
   assert abs(source[2]["image"].astype(int) - IMAGE).max() < 25  # JPEG
+
+
+def test_camvid_list_without_suffixes_and_with_a_line_twice(camvid):
+  (camvid / "data/lists/day.txt").write_text("train/a trainannot/a\ntrain/b trainannot/b\n")
+  assert opened(camvid, kind="camvid", list="lists/day.txt").ids == ("a", "b")
+  (camvid / "data/lists/day.txt").write_text("train/a.png trainannot/a.png\n" * 2)
+  assert "train/a twice" in error_line(camvid, kind="camvid", list="lists/day.txt")
 
 
 def test_ids_are_unique_and_safe_as_file_names_where_stems_repeat(camvid):

@@ -4,6 +4,7 @@ import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import cv2
@@ -148,15 +149,19 @@ def _camvid(spec: Mapping[str, Any], root: epath.Path) -> Layout:
     return found or path
 
   pairs = _read_list(root / spec["list"])
-  images = {image.rpartition(".")[0]: find(image, _IMAGES) for image, _ in pairs}
-  labels = {image.rpartition(".")[0]: find(label, _PNG) for image, label in pairs}
+  names = [str(PurePosixPath(image).with_suffix("")) for image, _ in pairs]
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise UserError(f"bad list: {root / spec['list']} has {twice} twice; keep one of the lines")
+  images = {name: find(image, _IMAGES) for name, (image, _) in zip(names, pairs, strict=True)}
+  labels = {name: find(label, _PNG) for name, (_, label) in zip(names, pairs, strict=True)}
   return Layout(CAMVID11, images, labels, _decode_camvid, missing)
 
 
 def _gta5(spec: Mapping[str, Any], root: epath.Path) -> Layout:
   del spec  # has no parts to choose from
   images, labels = (_list_files(root / folder, _PNG, "gta5") for folder in ("images", "labels"))
-  return Layout(CITYSCAPES19, images, labels, _decode_cityscapes)
+  return Layout(CITYSCAPES19, images, labels, _decode_gta5)
 
 
 def _synthia(spec: Mapping[str, Any], root: epath.Path) -> Layout:
@@ -194,7 +199,7 @@ def _nthu(spec: Mapping[str, Any], root: epath.Path) -> Layout:
   images = _list_files(city / "Images/Test", _IMAGES, "nthu")
   labels = _list_files(city / "Labels/Test", _PNG, "nthu")
   return Layout(CITYSCAPES19, images, {name.removesuffix("_eval"): path for name, path in labels.items()},
-                _decode_cityscapes)
+                _decode_nthu)
 
 
 def _ade20k(spec: Mapping[str, Any], root: epath.Path) -> Layout:
@@ -254,11 +259,11 @@ _decode_camvid = functools.partial(_decode_published, kind="camvid", lookup=CAMV
 _decode_bdd100k = functools.partial(
   _decode_published, kind="bdd100k", lookup=BDD100K_TRAIN_IDS, highest=18, ignored=IGNORE
 )
+_decode_cityscapes, _decode_gta5, _decode_nthu = (
+  functools.partial(_decode_published, kind=kind, lookup=CITYSCAPES_TRAIN_IDS, highest=34, ignored=IGNORE)
+  for kind in ("cityscapes", "gta5", "nthu")
+)
 _decode_ade20k = functools.partial(_decode_published, kind="ade20k", lookup=ADE_TRAIN_IDS, highest=150)
-
-
-def _decode_cityscapes(content: bytes, path: epath.Path) -> np.ndarray:
-  return _by_id(CITYSCAPES_TRAIN_IDS, _read_ids(content, path), path)
 
 
 def _decode_synthia(content: bytes, path: epath.Path) -> np.ndarray:

@@ -165,7 +165,7 @@ class BadImages:
       if said in known:
         return
       if len(known) >= self.limit:
-        raise UserError(f"{said}; or allow more than config.max_bad_images={self.limit}, in a new --workdir") from error
+        raise UserError(f"{said}; or allow more than config.max_bad_images={self.limit}") from error
       report.write_json(self.path, [*known, said])
       print(f"passed over, {len(known) + 1} of at most {self.limit} bad images: {said}", flush=True)
 

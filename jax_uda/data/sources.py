@@ -24,6 +24,8 @@ from jax_uda.data.layouts import LAYOUTS, Decoder, first_line, how_to_get, nthu_
 from jax_uda.data.transforms import resize_label
 from jax_uda.errors import UserError
 
+LISTS = "day_to_dusk"  # CamVid's folder of lists, which are prepared as splits
+
 _PUBLISHED_SIZES = {
   ("gta5", ""): 24966,
   ("synthia", ""): 9400,
@@ -208,6 +210,8 @@ def is_scored(spec: Mapping[str, Any]) -> bool:
 
 def stored_split(spec: Mapping[str, Any]) -> str:
   """The split of a prepared folder that holds this part of a data set, see `prepared.py`."""
+  if spec.get("list") and epath.Path(spec["list"]).parent.name != LISTS:
+    raise UserError(f"list {spec['list']} was not prepared, only those in {LISTS}/; let `dir` name the raw data")
   return nthu_city(spec) if spec["kind"] == "nthu" else _part(spec) or "train"
 
 

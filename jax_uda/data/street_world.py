@@ -13,8 +13,8 @@ import itertools
 import math
 import zlib
 from bisect import bisect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 import cv2
@@ -65,9 +65,10 @@ class Domain:
   railings: float
   bonnet: float             # probability that the own car is in the picture
   hardness: Range           # of the light, see `draw_look`
+  paints: Mapping[str, tuple[Range, Range, Range]] = field(default_factory=dict)  # that are not as in PAINT
 
 
-PAINT = {  # hue, saturation, value; the domains differ in their light
+PAINT = {  # hue, saturation, value
   "asphalt": ((0.55, 0.70), (0.00, 0.12), (0.28, 0.46)),
   "pavement": ((0.05, 0.15), (0.03, 0.16), (0.56, 0.76)),
   "marking": ((0.10, 0.16), (0.00, 0.10), (0.92, 1.00)),
@@ -97,7 +98,17 @@ DOMAINS = {
   "photo": Domain(
     horizon=(0.44, 0.53), focal=(1.05, 1.35), camera_height=(1.2, 1.6), lane=(2.9, 3.4), lanes=(1, 1), parking=0.7,
     pavement=(2.0, 5.0), verge=0.5, built=0.5, storeys=(2, 6), crossing=0.35, traffic=20.0, people=9.0, cyclists=2.5,
-    motorcyclists=1.4, trees=5.0, posts=6.0, railings=0.8, bonnet=0.6, hardness=(0.6, 1.0)),
+    motorcyclists=1.4, trees=5.0, posts=6.0, railings=0.8, bonnet=0.6, hardness=(0.6, 1.0),
+    paints={  # an overcast autumn, in a town of other stone, with greyer cars and coats
+      "sky": ((0.52, 0.66), (0.00, 0.10), (0.75, 0.95)),
+      "asphalt": ((0.05, 0.12), (0.03, 0.12), (0.40, 0.56)),
+      "pavement": ((0.05, 0.15), (0.00, 0.10), (0.42, 0.58)),
+      "grass": ((0.13, 0.24), (0.25, 0.50), (0.38, 0.56)),
+      "foliage": ((0.08, 0.28), (0.25, 0.65), (0.22, 0.45)),
+      "facade": ((0.00, 0.12), (0.05, 0.50), (0.35, 0.75)),
+      "car": ((0.00, 1.00), (0.00, 0.45), (0.15, 0.95)),
+      "cloth": ((0.00, 1.00), (0.00, 0.45), (0.12, 0.75)),
+    }),
 }
 
 
@@ -166,6 +177,7 @@ class Scene:
     self.centre = 1.0 + rng.uniform(-0.18, 0.18)
     self.curve = rng.normal(0.0, 0.0008)  # metres to the side per square metre ahead
     self.sun = 1 if rng.random() < 0.5 else -1  # the side the light comes from
+    self.paints = {**PAINT, **domain.paints}
     self.sky = self.tint("sky")
     self.tones = {name: self.tint(name) for name in SHARED_PAINTS}
     self.points: list[np.ndarray] = []   # one or many polygons, [corners, 3] or [polygons, corners, 3]
@@ -175,7 +187,7 @@ class Scene:
   def tint(self, name: str) -> Colour:
     """A fresh colour of this paint, RGB in 0..255."""
     hue, saturation, value = (low + (high - low) * u for (low, high), u in
-                              zip(PAINT[name], self.rng.random(3).tolist(), strict=True))
+                              zip(self.paints[name], self.rng.random(3).tolist(), strict=True))
     return 255 * np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
 
   def paint(self, points: np.ndarray | list, colour: Colour, label: int = UNLABELLED) -> None:
@@ -789,8 +801,8 @@ def draw_look(hardness: float, rng: np.random.Generator) -> Look:
   return Look(
     texture=h * rng.uniform(0.4, 0.8), shadow=h * rng.uniform(0.1, 0.4), shade=rng.uniform(-5, 6),
     haze=h * rng.uniform(0.004, 0.010), air=np.array([215, 200, 180]) * rng.uniform(0.85, 1.05),
-    gain=np.array([1 + warm, 1, 1 - warm]) * (1 - h * rng.uniform(0.30, 0.42)),
-    contrast=1 - h * rng.uniform(0.2, 0.35), gamma=np.exp(h * rng.uniform(0.0, 0.25)),
+    gain=np.array([1 + warm, 1, 1 - warm]) * (1 - h * rng.uniform(0.32, 0.44)),
+    contrast=1 - h * rng.uniform(0.22, 0.37), gamma=np.exp(h * rng.uniform(0.0, 0.25)),
     saturation=1 - h * rng.uniform(0.3, 0.5), vignette=h * rng.uniform(0.2, 0.5), blur=h * rng.uniform(0.2, 0.5),
     noise=h * rng.uniform(1.5, 3))
 
