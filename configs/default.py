@@ -72,7 +72,7 @@ def general() -> ConfigDict:
   config.log_every = 20  # steps
   config.checkpoint_every = 500  # steps
   config.threads = 2  # that decode
-  config.keep_gib = 1.0  # memory for decoded images of a training stream; where they do not all fit, none is kept
+  config.keep_gib = 1.0  # memory for decoded images of the source, and as much for the target; others are decoded anew
   config.max_bad_images = 0  # unreadable source and target images that training passes over, taking the next; 0: an error
   return config
 

@@ -70,7 +70,12 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
   if space is None:
     raise UserError(f"config.source.dir: {config.source.dir} has no labels; it needs `labels/` and `classes.csv`")
   truth = in_space(target, space, "target")
-  datasets = {"source": source, "target": sources.unlabelled(target), "target_truth": truth}
+  kept = config.keep_gib * 2**30
+  datasets = {
+    "source": sources.Remembered(source, kept),
+    "target": sources.Remembered(sources.unlabelled(target), kept),
+    "target_truth": truth,
+  }
   if sources.is_named(config.test):
     datasets["test"] = open_test(config, space)
   for name, dataset in datasets.items():

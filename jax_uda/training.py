@@ -95,7 +95,6 @@ def _open_streams(
       start=drawn[name],
       subset=stream.subset,
       threads=config.threads,
-      keep_gib=config.keep_gib,
     )
     for place, (name, stream) in enumerate(sorted(stage.streams.items()))
   }

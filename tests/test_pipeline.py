@@ -181,15 +181,6 @@ def test_eval_without_a_canvas_keeps_sizes():
   assert (batch["label"][2, 4] == 255).all() and batch["label"][1].tolist() == [[1] * 8] * 5
 
 
-def test_images_are_decoded_once_where_all_that_may_be_drawn_fit():
-  source, again = Numbered(5), Numbered(5)
-  assert_same(take(10, [source], threads=0, keep_gib=1.0), take(10, [again], threads=0))
-  assert sorted(source.reads) == [0, 1, 2, 3, 4] and len(again.reads) == 30
-  few = Numbered(5)
-  take(10, [few], threads=0, keep_gib=4 * 4 * 8 * 4.5 / 2**30)  # room for four and a half
-  assert len(few.reads) == 30
-
-
 # Unreadable images
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from jax_uda.data.label_spaces import ADE150, CAMVID11, CITYSCAPES19, SYNTHIA16
 from jax_uda.data.sources import (
+  Remembered,
   at_height,
   how_to_get,
   is_scored,
@@ -605,6 +606,19 @@ def test_street_world():
   example = source[2]
   assert example["image"].shape == (16, 32, 3) and example["label"].shape == (16, 32)
   assert set(np.unique(example["label"])) <= {*range(19), 255}
+
+
+def test_what_is_remembered_is_decoded_once_as_far_as_there_is_room(tmp_path):
+  raw_trees.make_camvid(tmp_path / "data", "train")
+  source = opened(tmp_path, kind="camvid", split="train")
+  example = source[0]
+  size = example["image"].nbytes + example["label"].nbytes
+  for limit, kept in ((0, []), (1.5 * size, [0]), (9 * size, [0, 1])):
+    remembered = Remembered(source, limit)
+    assert len(remembered) == len(source) and remembered.label_space is CAMVID11
+    before = [remembered[0], remembered[1]]
+    assert [i for i in range(2) if remembered[i] is before[i]] == kept
+    np.testing.assert_array_equal(remembered[1]["label"], source[1]["label"])
 
 
 def test_unknown_kind():

@@ -30,7 +30,6 @@ def train_stream(
   process_count: int = 1,
   threads: int = 2,
   prefetch: int = 4,
-  keep_gib: float = 0.0,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Draws batches without end from the sources' concatenation, shuffled anew in each epoch.
 
@@ -45,7 +44,6 @@ def train_stream(
     process_count: number of processes.
     threads: how many threads decode; 0 decodes in the caller's.
     prefetch: batches read ahead; at least one a thread, since each thread makes whole batches.
-    keep_gib: memory for fitted images; where all that may be drawn fit, each is decoded once only.
 
   Returns:
     An iterator of {image uint8 [b, H, W, 3], label uint8 [b, H, W], size int32 [b, 2], draw int32 [b] the number of
@@ -62,18 +60,10 @@ def train_stream(
     raise UserError(f"a subset goes from image {indices.min()} to {indices.max()}, but the data have {ends[-1]}; "
                     "use a subset made for these data")
 
-  # Four bytes a pixel: three of the image and one of the label.
-  kept: dict[int, dict] | None = {} if 4 * canvas[0] * canvas[1] * len(indices) <= keep_gib * 2**30 else None
-
   def read(index: int) -> dict[str, np.ndarray]:
-    if kept is not None and index in kept:
-      return kept[index]
     domain = np.searchsorted(ends, index, side="right")
     example = sources[domain][int(index - ends[domain] + len(sources[domain]))]
-    fitted = fit(example["image"], example.get("label"), canvas) | {"domain": np.int32(domain)}
-    if kept is not None:
-      kept[index] = fitted
-    return fitted
+    return fit(example["image"], example.get("label"), canvas) | {"domain": np.int32(domain)}
 
   def load(drawn: tuple[int, int]) -> dict[str, np.ndarray]:
     draw, index = drawn

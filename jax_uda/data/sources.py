@@ -10,6 +10,7 @@ with them only if they are not scored.
 """
 
 import dataclasses
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -347,6 +348,32 @@ class Unlabelled:
   def __getitem__(self, index: int) -> dict[str, Any]:
     example = self.source[index]
     return {"image": example["image"], "id": example["id"]}
+
+
+class Remembered:
+  """A source that keeps what it has decoded, as far as `limit` bytes go; safe from several threads at once."""
+
+  def __init__(self, source: Any, limit: float):
+    self._source, self._room = source, limit
+    self._kept: dict[int, dict[str, Any]] = {}
+    self._lock = threading.Lock()
+
+  @property
+  def label_space(self) -> LabelSpace | None:
+    """That of the source."""
+    return self._source.label_space
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    if (found := self._kept.get(index)) is None:
+      found = self._source[index]
+      size = sum(value.nbytes for value in found.values() if isinstance(value, np.ndarray))
+      with self._lock:
+        if index not in self._kept and size <= self._room:
+          self._kept[index], self._room = found, self._room - size
+    return found
 
 
 @dataclass(frozen=True)
