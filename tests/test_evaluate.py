@@ -424,7 +424,7 @@ def test_where_there_is_no_run(finished, tmp_path, capsys):
   for file in ("config.json", "classes.json", "results.json"):
     (tmp_path / file).write_text((finished / file).read_text())
   assert "no finished stage" in failure(capsys, f"--workdir={tmp_path}")
-  assert "leave out" in failure(capsys, f"--workdir={finished}", "--sliding=8x8", "--scales=0.5")
+  assert "leave out" in failure(capsys, f"--workdir={finished}", "--sliding=16x16", "--scales=0.5")
   with pytest.raises(SystemExit) as error:
     evaluate.main(["--workdir=x", "--ids=colours"])
   assert error.value.code == 2 and capsys.readouterr().err.startswith("error: ")
