@@ -72,7 +72,8 @@ def _whole_images(experiment: Experiment, state: State, dataset: Any, manner: Ma
   config = experiment.config
   batch, canvas = config.eval_batch * parallel.num_devices(), tuple(config.canvas)
   passes = [
-    pipeline.eval_batches(dataset, batch, scaled_canvas(canvas, scale), threads=config.threads) for scale in manner.scales
+    pipeline.eval_batches(dataset, batch, scaled_canvas(canvas, scale), threads=config.threads, **parallel.process())
+    for scale in manner.scales
   ]
   for batches in zip(*passes, strict=True):
     views = [inference.make_views(experiment.predict, state, scaled, manner.flip) for scaled in batches]
@@ -84,7 +85,9 @@ def _whole_images(experiment: Experiment, state: State, dataset: Any, manner: Ma
 def _windows(experiment: Experiment, state: State, dataset: Any, manner: Manner) -> Iterator[Prediction]:
   config = experiment.config
   num = config.eval_batch * parallel.num_devices()
-  for batch in pipeline.eval_batches(dataset, 1, None, threads=config.threads):
+  for batch in pipeline.eval_batches(dataset, 1, None, threads=config.threads, **parallel.process()):
+    if not batch["valid"][0]:
+      continue
     image = batch["image"][0]
     cut, boxes = inference.windows(image, manner.window)
     views = inference.window_views(experiment.predict, state, cut, num, manner.flip)
@@ -121,18 +124,22 @@ def score(
   manner: Manner = Manner(),
   keep: Callable[[Prediction], None] | None = None,
 ) -> np.ndarray | None:
-  """The confusion matrix int64 [C, C] over a data set; None if it has no labels. `keep` is given every prediction."""
-  total = None
+  """The confusion matrix int64 [C, C] over a data set; None if it has no labels. `keep` is given every prediction.
+
+  Processes share the images and all get the sum.
+  """
+  num_classes, labelled = len(experiment.space.classes), 0
+  total = np.zeros((num_classes, num_classes), np.int64)
   with report.Progress(title, len(dataset), "images") as bar:
     for predicted in predictions(experiment, state, dataset, manner):
       if predicted.truth is not None:
-        matrix = confusion(predicted, len(experiment.space.classes))
-        total = matrix if total is None else total + matrix
+        total, labelled = total + confusion(predicted, num_classes), labelled + 1
       if keep is not None:
         keep(predicted)
       bar.update(1)
       stop.check()
-  return total
+  total, labelled = parallel.sum_over_processes(total), parallel.sum_over_processes(np.int64(labelled))
+  return total if labelled else None
 
 
 def by_protocol(

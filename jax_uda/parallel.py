@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jax_uda.errors import UserError
 from jax_uda.state import DEVICE_AXIS
@@ -52,6 +53,20 @@ def per_device(function: Callable) -> Callable:
 def num_devices() -> int:
   """Devices that share a batch."""
   return jax.local_device_count()
+
+
+def process() -> dict[str, int]:
+  """Which process this is and of how many, in the names that the pipeline has for them."""
+  return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def sum_over_processes(counts: np.ndarray) -> np.ndarray:
+  """Whole numbers of the host, summed over the processes in their own 64 bits; every process has to call it."""
+  if jax.process_count() == 1:
+    return counts
+  # As bytes: arrays that pass a device have 32 bits.
+  gathered = multihost_utils.process_allgather(np.frombuffer(counts.tobytes(), np.uint8))
+  return np.sum([np.frombuffer(one.tobytes(), counts.dtype).reshape(counts.shape) for one in gathered], axis=0)
 
 
 def shard(batch: Any) -> Any:

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -445,3 +449,23 @@ def test_scoring_needs_neither_source_nor_weights(finished, tmp_path, monkeypatc
   assert entry["protocol"] == "cityscapes19"
   assert entry["iou"] == results(finished)["final"]["other_protocols"]["cityscapes19"]["iou"]
   assert jax.device_count() == 4
+
+
+def test_processes_score_together():
+  """Two processes of four devices find what one finds, each all of it."""
+  script = Path(__file__).parent / "scored_by_processes.py"
+  environment = {**os.environ, "PYTHONPATH": str(script.parents[1]), "XLA_FLAGS": ""}
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = str(free.getsockname()[1])
+
+  def start(index, count):
+    return subprocess.Popen(
+      [sys.executable, script, str(index), str(count), port], env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+  alone, *both = (process.communicate(timeout=240)[0] for process in [start(0, 1), start(0, 2), start(1, 2)])
+  alone, *both = (json.loads(out.splitlines()[-1]) for out in (alone, *both))
+  assert both[0] == both[1] and both[0]["confusion"] == alone["confusion"]
+  assert np.sum(alone["confusion"]) > 0
+  np.testing.assert_array_equal(both[0]["big"], 2 * np.array(alone["confusion"]))
