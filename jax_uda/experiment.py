@@ -14,7 +14,8 @@ import numpy as np
 from etils import epath
 
 from jax_uda import methods, parallel, report
-from jax_uda.data import label_spaces, pipeline, sources
+from jax_uda.bad_images import BadImages, Tolerant
+from jax_uda.data import label_spaces, sources
 from jax_uda.data.label_spaces import LabelSpace, Protocol
 from jax_uda.errors import UserError
 from jax_uda.state import Stage
@@ -90,9 +91,9 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
 
 def tolerant(experiment: Experiment, workdir: epath.Path) -> Experiment:
   """The same, passing over as many unreadable images as `config.max_bad_images` allows; a test set is scored whole."""
-  bad = pipeline.BadImages(workdir / "bad_images.json", experiment.config.max_bad_images)
+  bad = BadImages(workdir / "bad_images.json", experiment.config.max_bad_images)
   datasets = {
-    name: dataset if name == "test" else pipeline.Tolerant(dataset, bad) for name, dataset in experiment.datasets.items()
+    name: dataset if name == "test" else Tolerant(dataset, bad) for name, dataset in experiment.datasets.items()
   }
   return dataclasses.replace(experiment, datasets=datasets)
 

@@ -4,7 +4,8 @@ import threading
 import numpy as np
 import pytest
 
-from jax_uda.data.pipeline import BadImages, Tolerant, eval_batches, train_stream
+from jax_uda.bad_images import BadImages, Tolerant
+from jax_uda.data.pipeline import eval_batches, train_stream
 from jax_uda.errors import UserError
 
 

@@ -266,12 +266,17 @@ _decode_cityscapes, _decode_gta5, _decode_nthu = (
 _decode_ade20k = functools.partial(_decode_published, kind="ade20k", lookup=ADE_TRAIN_IDS, highest=150)
 
 
-def _decode_synthia(content: bytes, path: epath.Path) -> np.ndarray:
+def imdecode(content: bytes, flags: int) -> np.ndarray | None:
+  """OpenCV's, but None for all that it cannot decode: an empty file and one of absurd size as well."""
   try:
-    # Pillow would keep only the upper eight bits of each channel, which are zero.
-    raw = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-  except cv2.error as error:
-    raise UserError(f"unreadable label: {path} ({first_line(error)}); fetch the file again") from error
+    return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+  except cv2.error:
+    return None
+
+
+def _decode_synthia(content: bytes, path: epath.Path) -> np.ndarray:
+  # Pillow would keep only the upper eight bits of each channel, which are zero.
+  raw = imdecode(content, cv2.IMREAD_UNCHANGED)
   if raw is None:
     raise UserError(f"unreadable label: {path} is cut short or no image; fetch the file again")
   if raw.dtype != np.uint16 or raw.ndim != 3:

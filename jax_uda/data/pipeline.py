@@ -4,17 +4,12 @@ Draws are numbered over the whole run and all processes: draw d of an endless sh
 number of processes is, and process p of P takes the draws p, p + P, p + 2P, …
 """
 
-import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import grain
 import numpy as np
-from etils import epath
 
-from jax_uda import report
-from jax_uda.data.label_spaces import LabelSpace
 from jax_uda.data.transforms import fit, pad
 from jax_uda.errors import UserError
 
@@ -93,7 +88,7 @@ def eval_batches(
   Args:
     source: see `sources.py`.
     batch: examples a batch of this process; the last ones are filled up by repetition, as are unreadable images of a
-      source that is `Tolerant`.
+      source that is `Tolerant` (bad_images.py).
     canvas: (H, W) that every image is fitted to; None keeps sizes and pads to the largest image of the batch.
     process_index: which of the processes this is.
     process_count: number of processes.
@@ -130,60 +125,3 @@ def eval_batches(
 
   batches = grain.MapDataset.range(num_batches).map(load)
   return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
-
-
-# Unreadable images
-
-
-@dataclass(frozen=True)
-class BadImages:
-  """The images that a run could not read: each is named once, and one more than `limit` is an error.
-
-  Kept in the file `path`, so that later stages and a resumed run count on. Safe from several threads.
-  """
-
-  path: epath.Path
-  limit: int
-  # One for all: the threads of a stage may still read ahead while the next one begins.
-  _lock: ClassVar[threading.Lock] = threading.Lock()
-
-  def add(self, error: UserError) -> None:
-    """Notes what a source says of an image that it cannot read; raises UserError if that is one too many."""
-    said = str(error)
-    with self._lock:
-      known = report.read_json(self.path) if self.path.exists() else []
-      if said in known:
-        return
-      if len(known) >= self.limit:
-        raise UserError(f"{said}; or allow more than config.max_bad_images={self.limit}") from error
-      report.write_json(self.path, [*known, said])
-      print(f"passed over, {len(known) + 1} of at most {self.limit} bad images: {said}", flush=True)
-
-
-@dataclass(frozen=True)
-class Tolerant:
-  """A source that gives, in place of an image that cannot be read, the next one that can; the first follows the last.
-
-  Which one that is depends on the data alone. Examples carry the `index` that they were read at.
-  """
-
-  source: Any
-  bad_images: BadImages
-
-  @property
-  def label_space(self) -> LabelSpace | None:
-    """That of the source."""
-    return self.source.label_space
-
-  def __len__(self) -> int:
-    return len(self.source)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    """Raises UserError where too many images, or all of them, cannot be read."""
-    for step in range(len(self)):
-      found = (index + step) % len(self)
-      try:
-        return {**self.source[found], "index": found}
-      except UserError as error:
-        self.bad_images.add(error)
-    raise UserError(f"none of the {len(self)} images can be read, see {self.bad_images.path}; mend them")

@@ -21,7 +21,7 @@ from etils import epath
 
 from jax_uda.data import prepared, street_world
 from jax_uda.data.label_spaces import ADE150, CAMVID11, CITYSCAPES19, SYNTHIA16, LabelSpace
-from jax_uda.data.layouts import LAYOUTS, Decoder, first_line, how_to_get, nthu_city, nthu_fold
+from jax_uda.data.layouts import LAYOUTS, Decoder, first_line, how_to_get, imdecode, nthu_city, nthu_fold
 from jax_uda.data.transforms import resize_label
 from jax_uda.errors import UserError
 
@@ -255,10 +255,7 @@ def decode_image(content: bytes, where: epath.PathLike) -> np.ndarray:
   Raises:
     UserError: it is no image, or only the beginning of one; `where` is named as its place.
   """
-  try:
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-  except cv2.error as error:
-    raise UserError(f"unreadable image: {where} ({first_line(error)}); fetch the file again") from error
+  image = imdecode(content, cv2.IMREAD_COLOR)
   if image is None:
     raise UserError(f"unreadable image: {where} is cut short or no image; fetch the file again")
   return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -266,10 +263,7 @@ def decode_image(content: bytes, where: epath.PathLike) -> np.ndarray:
 
 def _decode_ids(content: bytes, where: str) -> np.ndarray:
   """Decodes a PNG of train ids, uint8 [H, W]; raises UserError where it is none."""
-  try:
-    label = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-  except cv2.error as error:
-    raise UserError(f"unreadable label: {where} ({first_line(error)}); write it anew") from error
+  label = imdecode(content, cv2.IMREAD_UNCHANGED)
   if label is None or label.ndim != 2:
     raise UserError(f"unreadable label: {where} is cut short or no PNG of one channel; write it anew")
   return label
@@ -386,9 +380,9 @@ class Relabelled(Unlabelled):
     example = super().__getitem__(index)
     path = self.folder / f"{example['id']}.png"
     try:
-      label = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    except (OSError, cv2.error) as error:
-      raise UserError(f"missing or empty pseudo-label: {path}; start anew in another --workdir") from error
+      label = imdecode(path.read_bytes(), cv2.IMREAD_UNCHANGED)
+    except OSError as error:
+      raise UserError(f"missing pseudo-label: {path}; start anew in another --workdir") from error
     if label is None:
-      raise UserError(f"broken pseudo-label: {path}; start anew in another --workdir")
+      raise UserError(f"empty or broken pseudo-label: {path}; start anew in another --workdir")
     return {**example, "label": label}

@@ -1,0 +1,65 @@
+"""Images that a run cannot read: named, counted, and passed over as far as its config allows."""
+
+import threading
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from etils import epath
+
+from jax_uda import report
+from jax_uda.data.label_spaces import LabelSpace
+from jax_uda.errors import UserError
+
+
+@dataclass(frozen=True)
+class BadImages:
+  """The images that a run could not read: each is named once, and one more than `limit` is an error.
+
+  Kept in the file `path`, so that later stages and a resumed run count on. Safe from several threads.
+  """
+
+  path: epath.Path
+  limit: int
+  # One for all: the threads of a stage may still read ahead while the next one begins.
+  _lock: ClassVar[threading.Lock] = threading.Lock()
+
+  def add(self, error: UserError) -> None:
+    """Notes what a source says of an image that it cannot read; raises UserError if that is one too many."""
+    said = str(error)
+    with self._lock:
+      known = report.read_json(self.path) if self.path.exists() else []
+      if said in known:
+        return
+      if len(known) >= self.limit:
+        raise UserError(f"{said}; or allow more than config.max_bad_images={self.limit}") from error
+      report.write_json(self.path, [*known, said])
+      print(f"passed over, {len(known) + 1} of at most {self.limit} bad images: {said}", flush=True)
+
+
+@dataclass(frozen=True)
+class Tolerant:
+  """A source that gives, in place of an image that cannot be read, the next one that can; the first follows the last.
+
+  Which one that is depends on the data alone. Examples carry the `index` that they were read at.
+  """
+
+  source: Any
+  bad_images: BadImages
+
+  @property
+  def label_space(self) -> LabelSpace | None:
+    """That of the source."""
+    return self.source.label_space
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Raises UserError where too many images, or all of them, cannot be read."""
+    for step in range(len(self)):
+      found = (index + step) % len(self)
+      try:
+        return {**self.source[found], "index": found}
+      except UserError as error:
+        self.bad_images.add(error)
+    raise UserError(f"none of the {len(self)} images can be read, see {self.bad_images.path}; mend them")
