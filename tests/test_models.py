@@ -4,15 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import linen as nn
 from flax import traverse_util
 
 from jax_uda.errors import UserError
 from jax_uda.models import layers
-from jax_uda.models.decoders import Head, ImageClassifier
+from jax_uda.models.decoders import FCN8s, Head, ImageClassifier, doubled
 from jax_uda.models.resnet import ResNet18
 from jax_uda.models.segmenter import BACKBONES, STRIDE, Segmenter
+from jax_uda.models.vgg import VGG16
+from jax_uda.models.weights import load_torchvision
 from jax_uda.state import DEVICE_AXIS
+
+WITH_BATCH_NORM = ("resnet18", "resnet38")
+WITH_DROPOUT = ("resnet38", "fcn8s_vgg16")
 
 small_segmenter = partial(Segmenter, 5, width=0.0625, head_channels=8, head_dilation=2)
 
@@ -89,6 +95,20 @@ def test_resnet38_segmenter_has_the_parameters_of_the_published_layer_list():
   assert sum("branch1" not in path[-2] for path in paths) == 37
 
 
+def test_fcn8s_vgg16_has_the_parameters_of_the_published_layer_list():
+  outputs = [64, 64, 128, 128, *3 * [256], *6 * [512]]
+  convolutions = sum(9 * i * o + o for i, o in zip([3, *outputs], outputs, strict=False))
+  assert convolutions == 14_714_688
+  trunk = convolutions + (49 * 512 * 4096 + 4096) + (4096 * 4096 + 4096)
+  head = sum(19 * features + 19 for features in (4096, 512, 256))
+  assert trunk + head == 134_353_017
+  params = shapes(Segmenter(19, "fcn8s_vgg16"), 1, 64, 64, 3)["params"]
+  assert (count({"params": params["backbone"]}), count({"params": params["head"]})) == (trunk, head)
+  places = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of the convolutions in torchvision's vgg16().features
+  assert set(params["backbone"]) == {*(f"features_{i}" for i in places), "fc6", "fc7"}
+  assert [params["backbone"][f"features_{i}"]["bias"].size for i in places] == outputs
+
+
 def test_image_classifier_has_the_layers_of_the_paper():
   params = shapes(ImageClassifier(19), 1, 8, 8, 4096)["params"]
   kernels = {name: leaves["kernel"].shape for name, leaves in params.items()}
@@ -98,14 +118,15 @@ def test_image_classifier_has_the_layers_of_the_paper():
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("size", [(64, 64), (65, 97), (33, 40), (1, 7), (500, 500)])
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (33, 40), (41, 47), (1, 7), (500, 500)])
 def test_stride_8_rounds_up(backbone, size):
   model = Segmenter(19, backbone, width=0.5, head_channels=16)
   x = jnp.zeros((2, *size, 3))
   logits, latent = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x))[0]
   low = tuple(-(-n // STRIDE) for n in size)
-  features = {"resnet18": 256, "resnet38": 2048}[backbone]
-  assert (logits.shape, latent.shape) == ((2, *low, 19), (2, *low, features))
+  stride, features = {"resnet18": (8, 256), "resnet38": (8, 2048), "fcn8s_vgg16": (32, 2048)}[backbone]
+  assert logits.shape == (2, *low, 19)
+  assert latent.shape == (2, *(-(-n // stride) for n in size), features)
   assert logits.dtype == latent.dtype == jnp.float32
 
 
@@ -117,8 +138,9 @@ def test_resnet18_strides_and_stages(num_stages, output_stride, stride):
   assert any(name.startswith("layer4") for name in variables["params"]) == (num_stages == 4)
 
 
-def test_width_scales_every_layer():
-  whole, half = (shapes(Segmenter(19, "resnet38", width=w), 1, 32, 32, 3)["params"]["backbone"] for w in (1.0, 0.5))
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_width_scales_every_layer(backbone):
+  whole, half = (shapes(Segmenter(19, backbone, width=w), 1, 32, 32, 3)["params"]["backbone"] for w in (1.0, 0.5))
   whole, half = traverse_util.flatten_dict(whole), traverse_util.flatten_dict(half)
   assert whole.keys() == half.keys()
   assert all(half[path].shape[-1] * 2 == leaf.shape[-1] for path, leaf in whole.items())
@@ -129,7 +151,7 @@ def test_parameters_fall_into_backbone_and_head():
   for backbone in BACKBONES:
     variables = shapes(small_segmenter(backbone), 1, 32, 32, 3)
     assert set(variables["params"]) == {"backbone", "head"}
-    assert set(variables["batch_stats"]) == {"backbone"}
+    assert set(variables.get("batch_stats", ())) == ({"backbone"} if backbone in WITH_BATCH_NORM else set())
 
 
 # --- what the numbers are
@@ -153,12 +175,57 @@ def test_convolution_pads_like_torch():
     np.testing.assert_array_equal(y[0, :, :, 0], np.outer(rows, rows))
 
 
+def test_doubling_is_exact_on_a_ramp():
+  def ramp(height, width, cell):
+    return 3 * (np.arange(height)[:, None] + 0.5) * cell - (np.arange(width) + 0.5) * cell
+
+  fine = doubled(jnp.asarray(ramp(6, 7, cell=2), jnp.float32)[None, ..., None], (11, 14))
+  assert fine.shape == (1, 11, 14, 1)
+  # Before the first centre and after the last one nothing is known; row 11, of those after the last, is cut off.
+  np.testing.assert_allclose(fine[0, 1:, 1:-1, 0], ramp(11, 14, cell=1)[1:, 1:-1], rtol=1e-6)
+  np.testing.assert_allclose(doubled(jnp.full((1, 6, 7, 1), 2.5), (11, 14)), 2.5, rtol=1e-6)
+
+
+def test_fcn8s_adds_the_scores_of_three_strides():
+  maps = [jnp.broadcast_to(images(2, 1, 1, seed), (2, *size, 3)) for seed, size in enumerate([(5, 6), (3, 3), (2, 2)])]
+  model = FCN8s(4)
+  variables = jax.tree.map(
+    lambda leaf: jnp.asarray(np.random.default_rng(leaf.size).normal(size=leaf.shape), jnp.float32),
+    jax.eval_shape(model.init, jax.random.key(0), *maps),
+  )
+  params = variables["params"]
+  expected = sum(
+    x[:, :1, :1] @ params[name]["kernel"][0, 0] + params[name]["bias"]
+    for name, x in zip(("score_pool3", "score_pool4", "score_fc7"), maps, strict=True)
+  )
+  np.testing.assert_allclose(model.apply(variables, *maps), np.broadcast_to(expected, (2, 5, 6, 4)), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_reach_every_parameter_of_fcn8s_vgg16():
+  x, keys = images(2, 41, 47), example_keys(2)
+  model = small_segmenter("fcn8s_vgg16")
+  variables = random_variables(model, x)
+
+  @jax.jit
+  @partial(jax.grad, has_aux=True)
+  def gradients(params):
+    variables = {"params": params, "batch_stats": {}}  # empty, and mutable all the same: as a train step has it
+    (logits, _), changed = model.apply(variables, x, train=True, keys=keys, mutable=["batch_stats"])
+    return jnp.mean(logits**2), changed
+
+  found, changed = gradients(variables["params"])
+  assert all(np.any(leaf) for leaf in jax.tree.leaves(found))
+  assert not jax.tree.leaves(changed)
+
+
 def test_initial_scale_is_he_fan_out_and_small_for_logits():
   kernel = layers.conv(128, 3).init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))["params"]["kernel"]
   assert np.std(kernel) == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
   logits = Head(5, 64).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))["params"]["logits"]
   assert np.std(logits["kernel"]) == pytest.approx(0.01, rel=0.05)
   assert not np.any(logits["bias"])
+  scores = FCN8s(5).init(jax.random.key(0), *(jnp.zeros((1, n, n, 64)) for n in (4, 2, 1)))["params"]
+  assert all(np.std(score["kernel"]) == pytest.approx(0.01, rel=0.2) for score in scores.values())
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -169,7 +236,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits(backbone):
   variables = random_variables(model, x)
   logits, latent = apply(model, variables, x)
   assert (logits.dtype, latent.dtype) == (jnp.float32, jnp.bfloat16)
-  assert 0.1 < np.mean(latent == 0) < 0.9  # both trunks end in a ReLU
+  assert 0.1 < np.mean(latent == 0) < 0.9  # all trunks end in a ReLU
   expected = apply(reference, variables, x)[0]
   assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
 
@@ -266,7 +333,7 @@ def test_running_statistics_keep_nine_tenths():
   np.testing.assert_allclose(updates["batch_stats"]["var"], 0.9 + 0.1 * x.var((0, 1, 2)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", WITH_BATCH_NORM)
 def test_the_mode_reaches_every_batch_norm(backbone):
   x = jnp.zeros((2, 32, 32, 3))
 
@@ -298,9 +365,10 @@ def test_dropout_is_keyed_by_example_and_layer():
   assert layers.dropout(x.astype(jnp.bfloat16), 0.5, keys, 1).dtype == jnp.bfloat16
 
 
-def test_segmenter_drops_alike_however_the_batch_is_split():
+@pytest.mark.parametrize("backbone", WITH_DROPOUT)
+def test_segmenter_drops_alike_however_the_batch_is_split(backbone):
   x, keys = images(4), example_keys(4)
-  model = small_segmenter("resnet38", batch_norm="frozen")
+  model = small_segmenter(backbone, batch_norm="frozen")
   variables = random_variables(model, x)
   step = jax.jit(lambda x, keys: model.apply(variables, x, train=True, keys=keys)[0])
   whole = step(x, keys)
@@ -309,26 +377,61 @@ def test_segmenter_drops_alike_however_the_batch_is_split():
   assert not np.allclose(whole, step(x, keys[::-1]), atol=1e-2)
 
 
-def test_dropout_wants_keys_only_where_it_is_on():
+def test_vgg16_drops_half_after_fc6_and_after_fc7():
+  x = images(2, 96, 96)
+  model = VGG16(width=1 / 16)
+  variables = random_variables(model, x)
+  *_, whole = apply(model, variables, x)
+  *pools, dropped = apply(model, variables, x, train=True, keys=example_keys(2))
+  jax.tree.map(np.testing.assert_array_equal, pools, list(apply(model, variables, x)[:2]))
+  assert np.mean(dropped == 0) == pytest.approx((1 + float(np.mean(whole == 0))) / 2, abs=0.05)
+  in_both = (dropped > 0) & (whole > 0)
+  assert np.median(np.abs(dropped / whole - 2)[in_both]) > 0.1  # what reaches fc7 was thinned, too
+
+
+@pytest.mark.parametrize("backbone", WITH_DROPOUT)
+def test_dropout_wants_keys_only_where_it_is_on(backbone):
   x = images(1)
   for fields, train in (({"dropout": False}, True), ({}, False)):
-    model = small_segmenter("resnet38", batch_norm="frozen", **fields)
+    model = small_segmenter(backbone, batch_norm="frozen", **fields)
     jax.eval_shape(partial(model.apply, train=train), shapes(model, *x.shape), x)
   with pytest.raises(ValueError, match="one PRNG key per example"):
     jax.eval_shape(partial(model.apply, train=True), shapes(model, *x.shape), x)
 
 
-# --- fields that the user can mend
+# --- what the user can mend
+
+
+@pytest.mark.parametrize("partly", [False, True])
+def test_weights_of_vgg16_are_never_taken_over_in_silence(partly, tmp_path):
+  variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes(small_segmenter("fcn8s_vgg16"), 1, 32, 32, 3))
+  arrays = {"classifier.0.weight": np.zeros((256, 49 * 32), np.float32)}
+  for name, leaves in variables["params"]["backbone"].items():
+    if name.startswith("features"):
+      file_name = name.replace("_", ".")
+      arrays[f"{file_name}.weight"] = np.ones(leaves["kernel"].transpose(3, 2, 0, 1).shape, np.float32)
+      arrays[f"{file_name}.bias"] = np.ones(leaves["bias"].shape, np.float32)
+  path = tmp_path / "vgg16.safetensors"
+  safetensors.numpy.save_file(arrays, path)
+  if partly:
+    loaded, report = load_torchvision(str(path), variables, partial=True)
+    assert len(report.loaded) == 26
+    assert report.missing == ("fc6.bias", "fc6.weight", "fc7.bias", "fc7.weight")
+    assert np.all(loaded["params"]["backbone"]["features_28"]["kernel"] == 1)
+  else:
+    with pytest.raises(UserError, match=r"4 missing from the file: fc6\.bias.*1 unknown: classifier\.0\.weight"):
+      load_torchvision(str(path), variables)
 
 
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"backbone": "vgg"}, "unknown backbone 'vgg'.*resnet18, resnet38"),
+    ({"backbone": "vgg"}, "unknown backbone 'vgg'.*resnet18, resnet38, fcn8s_vgg16"),
     ({"backbone": "resnet18", "batch_norm": "on"}, "batch_norm 'on'.*per_device, synced, frozen"),
     ({"backbone": "resnet18", "dtype": "float16"}, "dtype 'float16'.*float32, bfloat16"),
     ({"backbone": "resnet18", "num_stages": 5}, "num_stages of ResNet-18 is 5; choose 3 or 4"),
     ({"backbone": "resnet38", "num_stages": 3}, "num_stages is 3, but resnet38"),
+    ({"backbone": "fcn8s_vgg16", "num_stages": 3}, "num_stages is 3, but fcn8s_vgg16"),
   ],
 )
 def test_unknown_fields_are_errors_in_one_line(fields, message):

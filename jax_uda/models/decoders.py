@@ -1,4 +1,4 @@
-"""What sits on a latent map [B, h, w, F]: the segmentation head and the image-level classifier."""
+"""What sits on a backbone's maps [B, h, w, F]: the segmentation heads and the image-level classifier."""
 
 from functools import partial
 
@@ -33,6 +33,51 @@ class Head(nn.Module):
     conv = partial(layers.conv, kernel=3, dilation=self.dilation, bias=True)
     x = nn.relu(conv(self.channels, dtype=self.dtype, name="conv")(latent))
     return conv(self.num_classes, kernel_init=layers.small_normal, name="logits")(x)
+
+
+class FCN8s(nn.Module):
+  """Head of FCN-8s (Long et al. 2015, section 4.2): class scores at strides 32, 16 and 8, by 1×1 convolutions, added up.
+
+  They train all at once and none is scaled. What doubles the coarser ones is bilinear and stays so: FCN's deconvolutions
+  begin there.
+
+  Attributes:
+    num_classes: C.
+  """
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, pool3: jax.Array, pool4: jax.Array, fc7: jax.Array) -> jax.Array:
+    """Computes logits from three maps of one image, each rounded up to half the size of the one before.
+
+    Args:
+      pool3: [B, h, w, F3].
+      pool4: [B, ceil(h / 2), ceil(w / 2), F4].
+      fc7: [B, ceil(h / 4), ceil(w / 4), F7].
+
+    Returns:
+      [B, h, w, C], float32.
+    """
+    score = partial(layers.conv, self.num_classes, 1, bias=True, kernel_init=layers.small_normal)
+    scores = score(name="score_fc7")(fc7)
+    for name, skip in (("score_pool4", pool4), ("score_pool3", pool3)):
+      scores = score(name=name)(skip) + doubled(scores, skip.shape[1:3])
+    return scores
+
+
+def doubled(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Bilinear upsampling by 2 with half-pixel centres: cell i covers pixels 2i and 2i + 1.
+
+  Args:
+    maps: [B, h, w, C].
+    size: (H, W) of the result, at most (2h, 2w): what the last cells cover beyond it is cut off.
+
+  Returns:
+    [B, H, W, C].
+  """
+  batch, height, width, channels = maps.shape
+  return jax.image.resize(maps, (batch, 2 * height, 2 * width, channels), "linear")[:, : size[0], : size[1]]
 
 
 class ImageClassifier(nn.Module):

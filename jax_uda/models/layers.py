@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax_uda.errors import UserError
 from jax_uda.state import DEVICE_AXIS
 
+MOMENTUM = 0.9  # of the running statistics: what a training step keeps of the old ones
 BATCH_NORM_MODES = ("per_device", "synced", "frozen")
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -63,7 +64,7 @@ def conv(
 def batch_norm(
   mode: str, *, train: bool, epsilon: float = 1e-5, dtype: jnp.dtype = jnp.float32, name: str | None = None
 ) -> nn.BatchNorm:
-  """Makes a batch normalisation whose running statistics keep 0.9 of the old value at each training step.
+  """Makes a batch normalisation whose running statistics keep `MOMENTUM` of the old value at each training step.
 
   Args:
     mode: where training statistics come from: `per_device` the batch on this device; `synced` the batches of all
@@ -81,7 +82,7 @@ def batch_norm(
     raise UserError(f"unknown batch_norm {mode!r} of the network; choose one of {', '.join(BATCH_NORM_MODES)}")
   return nn.BatchNorm(
     use_running_average=not train or mode == "frozen",
-    momentum=0.9,
+    momentum=MOMENTUM,
     epsilon=epsilon,
     dtype=dtype,
     axis_name=DEVICE_AXIS if mode == "synced" else None,

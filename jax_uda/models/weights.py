@@ -79,8 +79,8 @@ def load_torchvision(path: str, variables: Variables, partial: bool = False) -> 
   new, report = _take_over(arrays, variables, resnet_names(variables))
   if not report.loaded:
     raise UserError(
-      f"nothing in the weights {path} fits this network; expected a ResNet-18 with torchvision's names "
-      "and the network's width"
+      f"nothing in the weights {path} fits this network; expected torchvision's names of its backbone, "
+      "and its width"
     )
   unknown = [name for name in report.unused if not _left_out(name)]
   if not partial and (report.missing or report.mismatched or unknown):

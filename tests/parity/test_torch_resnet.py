@@ -216,6 +216,61 @@ def test_resnet38_segmenter_computes_what_torch_does(size):
   assert_equal_to_rounding(logits, theirs["head"](expected))
 
 
+# --- FCN-8s on VGG16
+
+
+class TorchFCN8s(nn.Module):
+  """Channels divided by `w`; pools round up, and scores are doubled by FCN's bilinear deconvolution."""
+
+  def __init__(self, w, classes):
+    super().__init__()
+    layers, inputs = [], 3
+    for outputs in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+      if outputs:
+        layers += [nn.Conv2d(inputs, outputs // w, 3, padding=1), nn.ReLU()]
+        inputs = outputs // w
+      else:
+        layers.append(nn.MaxPool2d(2, ceil_mode=True))
+    self.features = nn.Sequential(*layers)
+    self.fc6 = nn.Conv2d(inputs, 4096 // w, 7, padding=3)
+    self.fc7 = nn.Conv2d(4096 // w, 4096 // w, 1)
+    self.score_pool3 = nn.Conv2d(256 // w, classes, 1)
+    self.score_pool4 = nn.Conv2d(512 // w, classes, 1)
+    self.score_fc7 = nn.Conv2d(4096 // w, classes, 1)
+
+  def forward(self, x):
+    """Logits and fc7."""
+    pool3 = self.features[:17](x)
+    pool4 = self.features[17:24](pool3)
+    fc7 = F.relu(self.fc7(F.relu(self.fc6(self.features[24:](pool4)))))
+    scores = self.score_pool4(pool4)
+    scores = scores + deconvolved(self.score_fc7(fc7), scores.shape)
+    return self.score_pool3(pool3) + deconvolved(scores, (*scores.shape[:2], *pool3.shape[2:])), fc7
+
+
+def deconvolved(x, shape):
+  taps = torch.tensor([0.25, 0.75, 0.75, 0.25])
+  kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
+  x = F.conv_transpose2d(F.pad(x, (1, 1, 1, 1), "replicate"), kernel, stride=2, padding=3, groups=x.shape[1])
+  return x[..., : shape[2], : shape[3]]
+
+
+@pytest.mark.parametrize("size", [(65, 97), (41, 47), (64, 96)])
+def test_fcn8s_vgg16_computes_what_torch_does(size):
+  theirs = randomise(TorchFCN8s(16, 7))
+  x = images(*size)
+  ours = Segmenter(7, "fcn8s_vgg16", width=1 / 16)
+
+  def name(_, modules, leaf):
+    return f"{modules[1].replace('features_', 'features.')}.{LEAVES[leaf]}"
+
+  variables = carry_over(empty(ours, x), theirs.state_dict(), name)
+  logits, latent = jax.jit(ours.apply)(variables, x)
+  their_logits, fc7 = theirs(nchw(x))
+  assert_equal_to_rounding(latent, fc7)
+  assert_equal_to_rounding(logits, their_logits)
+
+
 # --- decoders
 
 
