@@ -11,13 +11,52 @@ def cross_entropy(logits: Array, labels: Array, ignore_label: int = 255) -> tupl
   `logits` is [B, H, W, C] of any float type, `labels` [B, H, W] integers. Pixels of `ignore_label`, or of a label
   outside 0..C-1, add nothing to either and get a gradient of exactly 0. Source: MLSL, eqs. 1 and 2, there as sums.
   """
-  logits, labels = logits.astype(jnp.float32), labels.astype(jnp.int32)
-  classes = jnp.arange(logits.shape[-1])
-  kept = (labels != ignore_label) & (labels >= 0) & (labels < classes.size)
+  logits = logits.astype(jnp.float32)
+  own, kept = _own_class(labels, logits.shape[-1], ignore_label)
   # A masked sum fuses, forwards and backwards; a one-hot product or a gather would not.
-  at_label = jnp.where(labels[..., None] == classes, logits, 0).sum(-1)
-  losses = jax.nn.logsumexp(logits, axis=-1) - at_label
+  losses = jax.nn.logsumexp(logits, axis=-1) - jnp.where(own, logits, 0).sum(-1)
   return jnp.where(kept, losses, 0).sum(), kept.sum(dtype=jnp.int32)
+
+
+def hard_pixels(logits: Array, labels: Array, below: float, least: int, ignore_label: int = 255) -> Array:
+  """Online hard example mining: the labels [B, H, W], all set to `ignore_label` but those of the hard pixels.
+
+  Hard are pixels whose label has a probability of at most `below`; in each example at least `least` labelled pixels, those
+  whose label has the smallest (all where fewer are labelled), and more where several equal the last of them. Pixels whose
+  logits are NaN stay, so that the loss shows it. Each example by itself; no gradient. Source: released code of MLSL.
+
+  Args:
+    logits: [B, H, W, C] of any float type.
+    labels: [B, H, W] integers; those outside 0..C-1 are ignored.
+    below: in 0..1; 1 keeps all.
+    least: pixels an example.
+  """
+  logits = jax.lax.stop_gradient(logits).astype(jnp.float32)
+  own, kept = _own_class(labels, logits.shape[-1], ignore_label)
+  # Odds against the label, log((1 - p) / p): where p nears 1, many p (and cross-entropies) are one number, these are not.
+  odds = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=-1) - jnp.where(own, logits, 0).sum(-1)
+  odds = jnp.where(kept, odds, -jnp.inf).reshape(len(labels), -1)
+  hardest, _ = jax.lax.top_k(odds, min(least, odds.shape[1]))
+  limit = jnp.minimum(-jax.scipy.special.logit(below), hardest.min(axis=1, keepdims=True, initial=jnp.inf))
+  hard = ~(odds < limit)  # NaN is hard
+  return jnp.where(hard.reshape(labels.shape) & kept, labels, ignore_label)
+
+
+def labels_at_stride(labels: Array, stride: int, ignore_label: int = 255) -> Array:
+  """The labels [B, H, W] in the middle of the cells of an output at `stride`: [B, ceil(H / stride), ceil(W / stride)].
+
+  A last cell whose middle lies outside gets `ignore_label`. Source: released code of CBST (stride 8, offset 4).
+  """
+  missing = [(0, -length % stride) for length in labels.shape[1:]]
+  whole = jnp.pad(labels, [(0, 0), *missing], constant_values=ignore_label)
+  return whole[:, stride // 2 :: stride, stride // 2 :: stride]
+
+
+def _own_class(labels: Array, num_classes: int, ignore_label: int) -> tuple[Array, Array]:
+  """Which class is the label's, bool [..., C], and which pixels have a label, bool [...]."""
+  labels = labels.astype(jnp.int32)
+  kept = (labels != ignore_label) & (labels >= 0) & (labels < num_classes)
+  return labels[..., None] == jnp.arange(num_classes), kept
 
 
 def binary_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:

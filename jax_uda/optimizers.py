@@ -11,21 +11,41 @@ from jax_uda.state import Network
 
 
 def sgd(
-  momentum: float, weight_decay: float, multiplier: float = 1.0, by_module: Mapping[str, float] | None = None
+  momentum: float,
+  weight_decay: float,
+  multiplier: float = 1.0,
+  by_module: Mapping[str, float] | None = None,
+  bias_multiplier: float = 1.0,
+  bias_decay: bool = True,
 ) -> optax.GradientTransformation:
   """SGD with momentum, L2 decay and a learning rate of 1, which `update` scales.
 
   Args:
     multiplier: of the learning rate.
     by_module: more of them, of submodules by name (`{"head": 10.0}`).
+    bias_multiplier: one more, of the biases of convolutions and dense layers; BatchNorm's are none of them.
+    bias_decay: whether weight decay reaches those biases.
   """
 
   def scale(updates, params=None):
     del params
     factors = by_module or {}
-    return {name: optax.tree.scale(multiplier * factors.get(name, 1.0), tree) for name, tree in updates.items()}
+    scaled = {name: optax.tree.scale(multiplier * factors.get(name, 1.0), tree) for name, tree in updates.items()}
+    return jax.tree.map(lambda bias, update: bias_multiplier * update if bias else update, _biases(scaled), scaled)
 
-  return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(momentum), optax.stateless(scale))
+  def decays(params):
+    return jax.tree.map(lambda bias: not bias, _biases(params))
+
+  decay = optax.add_decayed_weights(weight_decay, mask=None if bias_decay else decays)
+  return optax.chain(decay, optax.trace(momentum), optax.stateless(scale))
+
+
+def _biases(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Which leaves are the bias of a convolution or dense layer: what is called `bias` beside a `kernel`."""
+  return {
+    name: _biases(leaf) if isinstance(leaf, Mapping) else name == "bias" and "kernel" in params
+    for name, leaf in params.items()
+  }
 
 
 def make_network(variables: Mapping[str, Any], optimizer: optax.GradientTransformation) -> Network:

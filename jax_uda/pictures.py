@@ -1,13 +1,20 @@
 """Pictures of a few target images after every stage, from which the report is made."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from etils import epath
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from jax_uda import inference, parallel, report
 from jax_uda.data import pipeline
 from jax_uda.experiment import Experiment
 from jax_uda.state import State
+
+HEAT_COLUMNS = 4  # heat maps side by side
+NAME_LENGTH = 18  # letters that fit over one of them
 
 
 def draw(experiment: Experiment, workdir: epath.Path, stage: str, state: State) -> None:
@@ -33,6 +40,33 @@ def draw(experiment: Experiment, workdir: epath.Path, stage: str, state: State) 
         write_png(folder / "truth" / name, batch["label"][i, :height, :width])
       labels = inference.predicted_labels(low[i], batch["size"][i], (int(height), int(width)))
       write_png(folder / stage / name, np.asarray(labels))
+
+
+def heat_maps(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
+  """Draws a number by class and place, such as the spatial prior (CBST, figure 2), as a grid of heat maps.
+
+  Args:
+    values: float [h, w, C], not negative. Each class has its own scale, from 0, dark, to its maximum, bright.
+    names: of the C classes.
+
+  Returns:
+    RGB uint8 [h', w', 3].
+  """
+  height, width, num_classes = values.shape
+  columns = min(HEAT_COLUMNS, num_classes)
+  rows = -(-num_classes // columns)
+  cell = report.CHART_WIDTH / columns
+  figure = Figure((report.CHART_WIDTH, rows * (cell * height / width + 0.25)), dpi=150, layout="constrained")
+  grid = figure.subplots(rows, columns, squeeze=False).ravel()
+  for axes in grid:
+    axes.set_axis_off()
+  for axes, name, one in zip(grid[:num_classes], names, np.moveaxis(values, -1, 0), strict=True):
+    # Lightness rises along viridis, so it is legible in greyscale too.
+    axes.imshow(one, cmap="viridis", vmin=0, vmax=one.max() or 1)
+    axes.set_title(name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…", fontsize=9)
+  canvas = FigureCanvasAgg(figure)
+  canvas.draw()
+  return np.array(canvas.buffer_rgba())[..., :3]
 
 
 def write_png(path: epath.Path, image: np.ndarray) -> None:

@@ -1,9 +1,33 @@
 """Updates by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
+from flax import linen as nn
 
 from jax_uda import optimizers
+from jax_uda.models.segmenter import Segmenter
+
+
+class Layers(nn.Module):
+  """Everything that has a bias."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.BatchNorm(use_running_average=False, name="norm")(nn.Conv(3, (1, 1), name="conv")(x))
+    return nn.Dense(2, name="head")(x)
+
+
+VARIABLES = Layers().init(jax.random.key(0), jnp.ones((1, 2, 2, 3)))
+
+
+def like(params, seed):
+  """The same tree, filled at random."""
+  leaves, treedef = jax.tree.flatten(params)
+  rng = np.random.default_rng(seed)
+  return treedef.unflatten([jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in leaves])
 
 
 def test_momentum_decay_and_multipliers_by_hand():
@@ -18,6 +42,64 @@ def test_momentum_decay_and_multipliers_by_hand():
   network = optimizers.update(network, gradients, {}, optimizer, jnp.float32(0.01))
   velocity = 0.5 * 0.4 + 0.3 + 0.1 * 0.996
   np.testing.assert_allclose(network.params["backbone"], 0.996 - 0.01 * velocity, rtol=1e-6)
+
+
+def test_biases_by_hand():
+  optimizer = optimizers.sgd(0.5, 0.1, multiplier=3.0, by_module={"head": 10.0}, bias_multiplier=2.0, bias_decay=False)
+  start, gradients = like(VARIABLES["params"], 0), like(VARIABLES["params"], 1)
+  network = optimizers.make_network({"params": start}, optimizer)
+  once = optimizers.update(network, gradients, {}, optimizer, jnp.float32(0.01))
+  twice = optimizers.update(once, gradients, {}, optimizer, jnp.float32(0.01))
+  for module, name, factor, decay in [
+    ("conv", "kernel", 3, 0.1), ("conv", "bias", 6, 0), ("head", "kernel", 30, 0.1), ("head", "bias", 60, 0),
+    ("norm", "scale", 3, 0.1), ("norm", "bias", 3, 0.1),
+  ]:  # fmt: skip
+    p, g = start[module][name], gradients[module][name]
+    v = g + decay * p
+    p = p - 0.01 * factor * v
+    np.testing.assert_allclose(once.params[module][name], p, rtol=1e-5, atol=1e-6)
+    p = p - 0.01 * factor * (0.5 * v + g + decay * p)
+    np.testing.assert_allclose(twice.params[module][name], p, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"bias_multiplier": 2.0}, {"bias_decay": False}])
+def test_the_switches_touch_biases_alone(change):
+  gradients, steps = like(VARIABLES["params"], 2), []
+  for optimizer in (optimizers.sgd(0.9, 0.1), optimizers.sgd(0.9, 0.1, **change)):
+    network = optimizers.make_network({"params": like(VARIABLES["params"], 3)}, optimizer)
+    steps.append(optimizers.update(network, gradients, {}, optimizer, jnp.float32(0.1)).params)
+  differs = jax.tree.map(lambda a, b: bool((a != b).any()), *steps)
+  biases = {("conv", "bias"), ("head", "bias")}
+  assert {(module, name) for module, leaves in differs.items() for name in leaves if leaves[name]} == biases
+
+
+def test_without_the_switches_nothing_changes_by_a_bit():
+  optimizer = optimizers.sgd(0.9, 5e-4, 0.7, {"head": 10.0})
+  start, network = like(VARIABLES["params"], 4), optimizers.make_network(VARIABLES, optimizer)
+  network = network.replace(params=start)
+  factors = {"conv": 0.7, "norm": 0.7, "head": 0.7 * 10.0}
+  before = optax.chain(
+    optax.add_decayed_weights(5e-4),
+    optax.trace(0.9),
+    optax.stateless(lambda tree, _: {name: optax.tree.scale(factors[name], part) for name, part in tree.items()}),
+  )
+  assert jax.tree.structure(optimizer.init(start)) == jax.tree.structure(before.init(start))
+  step = jax.jit(lambda *x: optimizers.update(*x, optimizer, jnp.float32(0.01)))
+  other_step = jax.jit(lambda *x: optimizers.update(*x, before, jnp.float32(0.01)))
+  other = network.replace(opt_state=before.init(start))
+  for seed in (5, 6, 7):
+    network, other = (run(one, like(start, seed), {}) for run, one in ((step, network), (other_step, other)))
+    jax.tree.map(np.testing.assert_array_equal, network.params, other.params)
+
+
+def test_a_segmenters_biases_are_those_of_its_convolutions():
+  model = Segmenter(num_classes=3, backbone="resnet18", width=0.125, head_channels=8, head_dilation=1)
+  params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+  found = {path for path, bias in jax.tree.leaves_with_path(optimizers._biases(params)) if bias}
+  names = {"/".join(key.key for key in path) for path in found}
+  assert names == {"head/conv/bias", "head/logits/bias"}
+  normalised = [path for path, _ in jax.tree.leaves_with_path(params) if path[-1].key == "bias" and path not in found]
+  assert len(normalised) > 10
 
 
 def test_restart_forgets_the_momentum_and_keeps_the_weights():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_uda import report
+from jax_uda import pictures, report
 from jax_uda.data.label_spaces import CITYSCAPES19, LabelSpace, colorize
 from jax_uda.errors import UserError
 
@@ -396,6 +396,57 @@ def test_report_shrinks_large_pictures_and_mixes_no_train_ids(workdir):
   drawn = next(picture for caption, _, picture in found if caption == "truth")
   assert drawn.width == report.PICTURE_WIDTH
   assert {color for _, color in drawn.getcolors()} == {SPACE.colors[0], SPACE.colors[2]}
+
+
+def test_report_shows_other_drawings_as_they_are_under_their_titles(workdir):
+  drawn = np.random.default_rng(1).integers(0, 256, (30, 900, 3), np.uint8)
+  pictures.write_png(workdir / "pictures/extra/prior_<road>.png", drawn[..., ::-1])
+  page = report.write_report(workdir).read_text(encoding="utf-8")
+  found = {caption: (alt, picture) for caption, alt, picture in figures(page)}
+  alt, picture = found["prior &lt;road&gt;"]
+  assert alt == "prior &lt;road&gt;"
+  np.testing.assert_array_equal(np.asarray(picture), drawn)
+  assert found["spatial prior of road"][0] == "spatial prior of road"
+
+
+def hottest(picture):
+  """Where a drawing is brightest, [n, 2], its white ground left out."""
+  bright = (picture.min(-1) < 80) & (picture[..., 0] > 230)  # the yellow end of viridis
+  return np.argwhere(bright)
+
+
+def test_heat_maps_have_a_place_and_a_scale_for_each_class():
+  values = np.zeros((8, 16, 6))
+  values[2, 4, 0], values[5, 12, 1], values[5, 12, 5] = 1e-6, 1e3, 1
+  values[0, 0, 0] = 0.5e-6
+  names = ["road", "a class whose name goes on and on and on", "c", "d", "e", "f"]
+  drawn = pictures.heat_maps(values, names)
+  assert drawn.dtype == np.uint8 and drawn.ndim == 3 and drawn.shape[1:] == (930, 3)
+  height = drawn.shape[0]
+  columns = hottest(drawn)[:, 1] * 4 // 930
+  assert set(columns) == {0, 1}
+  first = hottest(drawn[: height // 2, :232])
+  np.testing.assert_allclose(first.mean(0)[1] / 232, 4.5 / 16, atol=0.05)
+  last = hottest(drawn[height // 2 :, 232:465])
+  np.testing.assert_allclose(last.mean(0)[1] / 232, 12.5 / 16, atol=0.05)
+  assert len(hottest(drawn[height // 2 :, :232])) == 0  # a class that is nowhere is dark
+  dark = (drawn == [68, 1, 84]).all(-1)
+  assert [dark[: height // 2, 232 * i : 232 * (i + 1)].mean() > 0.5 for i in range(4)] == [True] * 4
+  assert (drawn[height // 2 :, 470:] == 255).all()  # there are six
+  assert (drawn[:15] < 128).any()  # names
+  np.testing.assert_array_equal(drawn, pictures.heat_maps(1e5 * values, names))
+
+
+def test_heat_maps_get_lighter_as_values_rise_and_go_into_the_report(workdir):
+  ramp = np.linspace(0, 1, 64)[None, :, None] * np.ones((32, 1, 1))
+  drawn = pictures.heat_maps(jnp.asarray(ramp), ["ramp"])
+  middle = drawn[drawn.shape[0] // 2, 20:-20] @ [0.2989, 0.587, 0.114]
+  assert (np.diff(middle) > -1).all() and middle[-1] - middle[0] > 150
+  with pytest.raises(ValueError):
+    pictures.heat_maps(ramp, ["one", "too many"])
+  pictures.write_png(workdir / "pictures/extra/spatial_prior.png", drawn[..., ::-1])
+  captions = {caption: picture for caption, _, picture in figures(report.write_report(workdir).read_text("utf-8"))}
+  np.testing.assert_array_equal(np.asarray(captions["spatial prior"]), drawn)
 
 
 def test_report_is_the_same_each_time(workdir):

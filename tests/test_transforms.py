@@ -228,6 +228,17 @@ def test_no_centre_is_a_negative_one():
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def test_negative_centres_in_a_batch_are_none():
+  options = Augmentation((5, 7), (0.5, 1.5), True)
+  content = [np.broadcast_to(part, (4, *part.shape)) for part in (IMAGE, NUMBERED, np.int32([12, 20]))]
+  batch = functools.partial(jax.jit(augment_batch, static_argnums=4), keys(4), *content, options)
+  without, none = batch(None), batch(np.full((4, 2), -1, np.int32))
+  jax.tree.map(np.testing.assert_array_equal, without, none)
+  some = batch(np.int32([[-1, -1], [2, 3], [-1, -1], [9, 15]]))
+  for i, same in enumerate([True, False, True, False]):
+    assert np.array_equal(some[1][i], without[1][i]) == same
+
+
 def test_centre_and_flip():
   corners = [label[:, ::-1] if label[0, 0] > label[0, 1] else label
              for _, label, _ in augmented(keys(20), IMAGE, NUMBERED, crop=(5, 7), centre=(6, 9), flip=True)]

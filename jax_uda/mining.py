@@ -1,0 +1,66 @@
+"""Mining of rare classes: training crops around pixels of the classes that the target is seldom predicted as.
+
+Symbols: share = a class's part of the target's pixels, by prediction; tier = how much a class is sought: 2 rare, 1 among
+the least predicted, 0 not at all. Axes: H, W = pixels, C = classes. Source: CBST and its released code ("hard samples").
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+RARE, LEAST = 2, 1  # tiers; 0 is none
+
+
+def tiers(shares: ArrayLike, num: int, rare: float) -> np.ndarray:
+  """The tier of each class, int32 [C], from their `shares` [C] of the pixels that the target is predicted as.
+
+  The `num` classes of the smallest shares (of equal ones those of lower id) are in tier 2 where their share is below
+  `rare`, in tier 1 otherwise; all others are in tier 0. A class that is never predicted counts as any other: source images
+  may have it.
+  """
+  shares = np.asarray(shares)
+  least = np.argsort(shares, kind="stable")[:num]
+  result = np.zeros(len(shares), np.int32)
+  result[least] = np.where(shares[least] < rare, RARE, LEAST)
+  return result
+
+
+def centre(key: Array, label: Array, size: ArrayLike, tiers: ArrayLike, probability: ArrayLike) -> Array:
+  """A pixel to put a crop around: (row, column), int32 [2], or (-1, -1) for none; what `transforms.augment` takes.
+
+  With `probability`, one of the image's classes of the highest tier that occurs in it is drawn, each alike, then one of
+  that class's pixels, each alike. None otherwise, or where no class of a tier above 0 occurs. For one example; all but the
+  shapes may be traced.
+
+  Args:
+    key: the example's random key.
+    label: uint8 [H, W]; labels outside 0..C-1, such as 255, are nobody's.
+    size: int32 [2], height and width of the content, which lies in the top left corner.
+    tiers: int32 [C], see `tiers`.
+    probability: in 0..1.
+  """
+  (height, width), tiers = label.shape, jnp.asarray(tiers)
+  coin, of_class, of_pixel = jax.random.split(key, 3)
+  rows, in_width = jnp.arange(height)[:, None], jnp.arange(width) < size[1]
+  # A scatter, as [H, W, C] is large; by row, so that few pixels meet in one sum, and each row knows its share.
+  classes = jnp.where((rows < size[0]) & in_width, label.astype(jnp.int32), len(tiers))
+  by_row = jnp.zeros((height, len(tiers)), jnp.int32).at[rows, classes].add(1, mode="drop")
+
+  pixels = by_row.sum(0)
+  occurring = jnp.where(pixels > 0, tiers, 0)
+  candidates = (occurring > 0) & (occurring == occurring.max())
+  chosen, _ = _locate(candidates, jax.random.randint(of_class, (), 0, candidates.sum()))
+  row, left = _locate(by_row[:, chosen], jax.random.randint(of_pixel, (), 0, pixels[chosen]))
+  column, _ = _locate((label[row] == chosen) & in_width, left)
+  mined = candidates.any() & (jax.random.uniform(coin) < probability)
+  return jnp.where(mined, jnp.stack([row, column]), -1)
+
+
+def _locate(counts: Array, rank: Array) -> tuple[Array, Array]:
+  """Which of a row of boxes, with so many things in each, holds the thing of a rank (from 0), and its rank in there."""
+  counts = counts.astype(jnp.int32)
+  reached = jnp.cumsum(counts)
+  box = (reached <= rank).sum()
+  return box, rank - (reached[box] - counts[box])
