@@ -5,6 +5,8 @@ Not to be run itself. Sizes are (height, width). "Code" marks a value that only 
 
 from ml_collections import ConfigDict
 
+from jax_uda.errors import UserError
+
 
 def dataset(kind: str = "", **fields) -> ConfigDict:
   """A data set: `kind` and what that kind needs of the rest (see `jax_uda/data/sources.py`)."""
@@ -12,6 +14,7 @@ def dataset(kind: str = "", **fields) -> ConfigDict:
     "kind": kind,  # street_world, folder, camvid, gta5, synthia, cityscapes, bdd100k, nthu, ade20k; empty for none
     "dir": "",  # under data_dir, unless it is absolute
     "list": "",
+    "only": "",  # a text file of image ids, one a line: the others are left out
     "split": "",
     "domain": "",
     "num": 0,
@@ -38,14 +41,14 @@ def general() -> ConfigDict:
   config.weights_partial = False  # go on with those that fit
   config.start_from = ""  # --workdir of a run whose finished first stage is taken over
   config.network = ConfigDict({
-    "backbone": "resnet38",
-    "width": 1.0,
-    "num_stages": 4,
-    "head_channels": 512,
+    "backbone": "resnet38",  # resnet18, resnet38, fcn8s_vgg16
+    "width": 1.0,  # multiplies the backbone's channels
+    "num_stages": 4,  # of resnet18: 4, or 3 to leave out layer4
+    "head_channels": 512,  # this and the next two: not of fcn8s_vgg16
     "head_dilation": 12,
     "batch_norm": "per_device",  # per_device, synced, frozen
     "dtype": "float32",  # float32, bfloat16
-    "dropout": True,
+    "dropout": True,  # of resnet38 and fcn8s_vgg16
   })
   config.augmentation = ConfigDict({
     "crop": (500, 500),
@@ -62,7 +65,12 @@ def general() -> ConfigDict:
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "head_multiplier": 1.0,  # of the head's learning rate
+    "bias_multiplier": 1.0,  # of the learning rate of the convolutions' biases; code: 2
+    "bias_decay": True,  # whether weight decay reaches those biases; code: no
   })
+  # Where the loss compares: `pixels`, upsampled logits with all labels; `stride` (code), the logits as they are with the
+  # label in the middle of each cell.
+  config.loss_at = "pixels"
   config.eval_batch = 1  # images a device
   # What is scored of the classes that the network knows: cityscapes19, synthia16, synthia13, nthu13, camvid11, ade150, with
   # commas between; the first gives the run's mIoU. Empty: all its classes.
@@ -101,13 +109,30 @@ def self_training() -> ConfigDict:
     # images a step, each half normalised by its own statistics and counted alike in the loss, whatever the portion; the
     # running statistics are the target's.
     "paired": False,
-    "statistics_steps": 0,  # before the first round: running batch statistics from the target alone (AdaBN; our choice)
-    "statistics_pace": 1.0,  # of the running batch statistics: 1 averages over about 10 steps, 0.2 over 50
+    # So many batches of whole target images, before the first round and at the end of each, whose mean statistics become
+    # BatchNorm's running ones (AdaBN; our choice).
+    "statistics_steps": 0,
     "jitter": 0.0,  # colours in the rounds alone (our choice): brightness, contrast and saturation; an eighth of it for hue
     "rate_divisor": 2**0.5,  # round by round (code)
     "source_share": 0.03,  # of the source images, mixed with the target's (code)
     "source_share_step": 0.0025,
     "source_share_max": 0.06,
+    "source_draw": "cumulative",  # cumulative: a round's images are among the next one's; random: drawn anew
+    # Of the target images, those trained on: the easiest, by the mean over the predicted classes of the mean confidence,
+    # found anew each round. The published results use 505 of 2975 images.
+    "target_share": 1.0,
+    # Online hard example mining (code of MLSL, for SISC alone: 0.6): the loss counts pixels whose label has at most this
+    # probability, and at least `hard_least` of each crop; 1 counts all.
+    "hard_below": 1.0,
+    "hard_least": 256,
+  })
+  # Rare-class mining: with this probability a crop is centred on a pixel of a class that the target is seldom predicted as,
+  # where the image has one.
+  config.mining = ConfigDict({
+    "probability": 0.8,  # code; 0 leaves it out
+    "classes": 5,  # the least predicted ones; code: 3
+    "rare": 0.001,  # classes below this share of the target's pixels come first
+    "on": "target",  # target, source, both (code)
   })
   config.labels = ConfigDict({
     "threshold": "class_balanced",  # class_balanced (CBST), global (ST)
@@ -116,8 +141,13 @@ def self_training() -> ConfigDict:
     "portion_step": 0.05,
     "portion_max": 0.50,
     "prior": False,  # spatial prior (-SP)
+    "prior_kernel": 70.0,  # pixels of the canvas: full width of the Gaussian that smooths it
+    "prior_sigma": 70 / 6,  # its standard deviation (our choice)
+    "scales": "1",  # of the whole image, commas between; their softmax is averaged. Code: one, of 1850 pixels' width
+    "flip": False,  # average with the mirror image's softmax (code)
     "batch": 1,  # images a device at once
     "keep_gib": 4.0,  # memory for the network's outputs; beyond it they go to a file in the workdir
+    "spill_gib": 64.0,  # the most that this file may take
   })
   return config
 
@@ -128,15 +158,119 @@ def mlsl() -> ConfigDict:
   config.method = "mlsl"
   config.rounds.num = 6
   config.sisc = ConfigDict({
-    "patches": 50,
+    "patches": 50,  # of each image; 0: single inference of the whole image, as CBST (the ablation)
     "size": (512, 512),
+    "relative_size": 0.0,  # the side of square patches as a share of the canvas's height, in place of `size`
+    "flip": False,  # average each patch with its mirror image (code)
+    "whole_image": False,  # one more vote everywhere: the whole image, at `labels.scales` and `labels.flip` (code)
     "batch": 10,  # patches a device at once
     "votes": False,  # relative frequency of the argmax instead of averaged softmax (the paper's ablation, worse)
   })
   config.weak_labels = ConfigDict({
     "weight": 0.025,  # lambda; 0 leaves image-level labels out
     "eta": 0.05,
+    "strict": True,  # share > eta · h_s; False: >= (code)
+    "source": "present",  # source's weak labels: present, any pixel of a class; eta, the target's rule (code)
+    "scope": "crop",  # what the share is of: crop, what the classifier sees; image
+    "activation": "paper",  # ReLU after all layers but the last; code: after the 1x1 convolution alone
     "width": 1.0,  # multiplies the image classifier's channels
     "multiplier": 1.0,  # of the classifier's learning rate; 1 / weight makes up for the weight, where steps are few
   })
   return config
+
+
+# What the papers' own settings share. Each function sets fields of a config.
+
+
+def words(reading: str, *known: str) -> list[str]:
+  """What stands after the colon in `--config FILE.py:WORD,WORD`; `paper` changes nothing.
+
+  Raises:
+    UserError: a word other than `paper` and those known to this config.
+  """
+  chosen = reading.split(",")
+  if unknown := [word for word in chosen if word not in ("paper", *known)]:
+    raise UserError(f"there is no reading {unknown[0]!r}; after the colon may stand paper, {', '.join(known)}")
+  return chosen
+
+
+def gta5_to_cityscapes(config: ConfigDict) -> None:
+  """GTA5 → Cityscapes, 19 classes."""
+  _to_cityscapes(config)
+  config.source = dataset("gta5", dir="GTA5")
+  config.canvas = (1052, 2048)  # neither GTA5's 1052x1914 nor Cityscapes' 1024x2048 is scaled
+
+
+def synthia_to_cityscapes(config: ConfigDict) -> None:
+  """SYNTHIA → Cityscapes: trained on the 16 classes that both have, scored on these and on 13 of them."""
+  _to_cityscapes(config)
+  config.source = dataset("synthia", dir="SYNTHIA")
+  config.canvas = (1024, 2048)  # Cityscapes' own size; SYNTHIA's 760x1280 are scaled up to 1024x1725
+  config.protocols = "synthia16,synthia13"
+  config.source_training.epochs = 50
+  config.mining.probability = 0.0  # paper 002 names GTA5 and NTHU alone
+
+
+def _to_cityscapes(config: ConfigDict) -> None:
+  config.target = dataset("cityscapes", dir="Cityscapes", split="train")
+  config.test = dataset("cityscapes", dir="Cityscapes", split="val")
+  at_full_size(config)
+
+
+def at_full_size(config: ConfigDict) -> None:
+  """What large networks on large images want: rounds that leave BatchNorm's statistics alone, fewer checkpoints."""
+  config.rounds.batch_norm = "frozen"  # code; one or two crops have no statistics worth having
+  config.checkpoint_every = 2000
+
+
+def vgg16(config: ConfigDict) -> None:
+  """FCN8s-VGG16 (paper 004, appendix A, which speaks of scaled and mirrored crops for ResNet-38 alone).
+
+  The paper gives no numbers for its source stage, which stays as ResNet-38's (our choice).
+  """
+  config.network.backbone = "fcn8s_vgg16"
+  config.augmentation.update({"scale": (1.0, 1.0), "flip": False})
+  config.rounds.update({"batch": 1, "rate": 1e-6})
+
+
+def sisc_alone(config: ConfigDict) -> None:
+  """MLSL without image-level labels, which leaves room for a second crop (paper 003, section 4.1.3)."""
+  config.weak_labels.weight = 0.0
+  config.rounds.batch = 2
+
+
+def released_self_training(
+  config: ConfigDict, portion: float = 0.15, source_share: float = 0.03, width: int = 2048
+) -> None:
+  """All that the released code of CBST does otherwise than its paper, or that the paper leaves open.
+
+  Args:
+    portion, source_share: of the first round; the code's are 0.15 and 0.03 for GTA5, 0.20 and 0.02 for SYNTHIA.
+    width: of the target's images, in pixels; the code labels them at 1850.
+  """
+  config.augmentation.crop = (504, 504)
+  config.optimizer.update({"momentum": 0.9, "weight_decay": 5e-4, "bias_multiplier": 2.0, "bias_decay": False})
+  config.loss_at = "stride"
+  config.rounds.update({"num": 6, "batch_norm": "frozen", "paired": False, "rate_divisor": 2**0.5})
+  config.rounds.update({"source_share": source_share, "source_share_step": 0.0025, "source_share_max": 0.06})
+  config.rounds.source_draw = "cumulative"
+  config.mining.update({"probability": 0.8, "classes": 3, "rare": 0.001, "on": "both"})
+  config.labels.update({"rank": "code", "portion": portion, "scales": f"{1850 / width:.4f}", "flip": True})
+
+
+def released_mlsl(
+  config: ConfigDict, portion: float = 0.15, source_share: float = 0.03, prior: bool = True
+) -> None:
+  """All that the released code of MLSL does otherwise, with weak labels or, where their weight is 0, with SISC alone.
+
+  Args:
+    portion, source_share, prior: the code's for GTA5.
+  """
+  released_self_training(config, portion, source_share)
+  config.labels.update({"scales": "1", "prior": prior})
+  config.sisc.update({"patches": 25, "flip": True, "whole_image": True})
+  config.weak_labels.update({"eta": 0.0225, "strict": False, "source": "eta", "activation": "code"})
+  if config.weak_labels.weight:
+    config.weak_labels.weight = 0.04
+  else:
+    config.rounds.update({"hard_below": 0.6, "hard_least": 256})

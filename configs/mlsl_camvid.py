@@ -23,13 +23,13 @@ def get_config():
   config.augmentation.crop = (144, 192)
   config.source_training.update({"steps": 600, "batch": 6, "rate": 0.01, "power": 0.9})
   config.optimizer.head_multiplier = 10.0  # the head is new, the backbone is not
-  config.rounds.update({"num": 4, "steps": 200, "batch": 3, "paired": True, "rate": 0.005, "power": 0.9})
-  config.rounds.update({"statistics_steps": 60, "statistics_pace": 0.3})
+  config.rounds.update({"num": 4, "steps": 150, "batch": 3, "paired": True, "rate": 0.005, "power": 0.9})
+  config.rounds.statistics_steps = 21  # each image once
   config.rounds.jitter = 0.4  # else 62 frames in 10 epochs a round are learnt by heart, wrong labels among them
   config.rounds.update({"source_share": 1.0, "source_share_max": 1.0})
   config.labels.batch = 2
   config.sisc.update({"patches": 24, "size": (144, 192), "batch": 16})  # the patches follow the training crop
   config.weak_labels.width = 0.125
-  config.weak_labels.multiplier = 40.0  # 1 / weight: the classifier has 150 steps a round, not thousands
+  config.weak_labels.multiplier = 200.0  # makes up for the weight: the classifier has 150 steps a round, not thousands
   config.eval_batch = 4
   return config

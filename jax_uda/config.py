@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+import inspect
 import math
 import os
 import traceback
@@ -20,25 +21,31 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
 
   Args:
     file: its path; a path such as configs/demo.py that does not exist here is looked for beside the installed package.
+      What follows a colon, as in configs/cbst_gta.py:code, is handed to `get_config`.
     overrides: `field.subfield=value` each.
 
   Returns:
     The config, locked, with `data_dir` filled in.
 
   Raises:
-    UserError: no such file, it breaks, or a field or value that does not fit.
+    UserError: no such file, it breaks or does not know what follows the colon, or a field or value that does not fit.
   """
-  path = Path(file)
+  name, colon, reading = file.partition(".py:")
+  path = Path(f"{name}.py" if colon else file)
   installed = Path(__file__).parent.parent / path
   if not path.is_file():
     if not (installed.is_file() and path.parts[:1] == ("configs",)):
-      raise UserError(f"--config: there is no file {file}; those that come with jax_uda are {', '.join(known_configs())}")
+      raise UserError(f"--config: there is no file {path}; those that come with jax_uda are {', '.join(known_configs())}")
     path = installed
   spec = importlib.util.spec_from_file_location(path.stem, path)
   try:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = ml_collections.ConfigDict(module.get_config())
+    if colon and not inspect.signature(module.get_config).parameters:
+      raise UserError(f"it takes nothing after a colon; leave :{reading} out")
+    config = ml_collections.ConfigDict(module.get_config(*([reading] if colon else [])))
+  except UserError as error:
+    raise UserError(f"--config: {file}: {error}") from error
   except Exception as error:  # whatever a user's file may raise
     last = traceback.extract_tb(error.__traceback__)[-1]
     raise UserError(f"--config: {file}: {type(error).__name__}: {error} ({last.filename}:{last.lineno})") from error
@@ -94,7 +101,7 @@ def _set(config: ml_collections.ConfigDict, override: str) -> None:
 
 # What the last part of a field's name says about its value: at least this, at most that.
 BOUNDS = {
-  **dict.fromkeys(("batch", "eval_batch", "log_every", "checkpoint_every", "patches"), (1, math.inf)),
+  **dict.fromkeys(("batch", "eval_batch", "log_every", "checkpoint_every"), (1, math.inf)),
   **dict.fromkeys(("crop", "size", "canvas"), (1, math.inf)),
   **dict.fromkeys(("seed", "steps", "epochs", "num", "pictures", "threads", "rate", "power", "keep_gib"), (0, math.inf)),
   **dict.fromkeys(("height", "width", "statistics_steps", "weight_decay", "weight", "eta", "head_dilation"), (0, math.inf)),
@@ -103,8 +110,12 @@ BOUNDS = {
   **dict.fromkeys(("hue",), (0, 0.5)),
   **dict.fromkeys(("scale",), (1e-3, math.inf)),
   **dict.fromkeys(("rate_divisor", "multiplier", "head_multiplier"), (1e-9, math.inf)),
-  **dict.fromkeys(("portion", "portion_step", "portion_max", "momentum", "statistics_pace", "blur", "jitter"), (0, 1)),
+  **dict.fromkeys(("portion", "portion_step", "portion_max", "momentum", "blur", "jitter"), (0, 1)),
   **dict.fromkeys(("source_share", "source_share_step", "source_share_max"), (0, 1)),
+  **dict.fromkeys(("patches", "hard_least", "classes", "prior_kernel", "bias_multiplier", "spill_gib"), (0, math.inf)),
+  **dict.fromkeys(("target_share", "hard_below"), (1e-9, 1)),
+  **dict.fromkeys(("probability", "rare", "relative_size"), (0, 1)),
+  **dict.fromkeys(("prior_sigma",), (1e-9, math.inf)),
 }
 
 

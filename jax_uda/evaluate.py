@@ -6,7 +6,6 @@
 import csv
 import functools
 import io
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -72,8 +71,8 @@ def _whole_images(experiment: Experiment, state: State, dataset: Any, manner: Ma
   config = experiment.config
   batch, canvas = config.eval_batch * parallel.num_devices(), tuple(config.canvas)
   passes = [
-    pipeline.eval_batches(dataset, batch, scaled_canvas(canvas, scale), threads=config.threads, **parallel.process())
-    for scale in manner.scales
+    pipeline.eval_batches(dataset, batch, shape, threads=config.threads, **parallel.process())
+    for shape in (inference.scaled_canvas(canvas, scale) for scale in manner.scales)
   ]
   for batches in zip(*passes, strict=True):
     views = [inference.make_views(experiment.predict, state, scaled, manner.flip) for scaled in batches]
@@ -100,11 +99,6 @@ def _windows(experiment: Experiment, state: State, dataset: Any, manner: Manner)
 def _prediction(batch: dict[str, Any], i: int, labels: Callable) -> Prediction:
   size = tuple(map(int, batch["full_size"][i]))
   return Prediction(batch["id"][i], size, batch["full_label"][i], functools.cache(labels))
-
-
-def scaled_canvas(canvas: tuple[int, int], scale: float) -> tuple[int, int]:
-  """The canvas at a scale, in multiples of 8; at scale 1 as it is."""
-  return canvas if scale == 1 else tuple(max(8, 8 * round(n * scale / 8)) for n in canvas)
 
 
 def confusion(predicted: Prediction, num_classes: int) -> np.ndarray:
@@ -291,16 +285,6 @@ def _slug(entry: dict[str, Any]) -> str:
   return re.sub(r"[^\w.-]+", "-", "_".join(parts))[:200]
 
 
-def _scales(text: str) -> tuple[float, ...]:
-  try:
-    scales = tuple(float(part) for part in text.split(","))
-  except ValueError:
-    scales = ()
-  if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
-    raise UserError(f"--scales: {text!r} will not do; write numbers above 0 with commas between, as 0.5,0.75,1.0")
-  return scales
-
-
 def _window(text: str) -> tuple[int, int]:
   found = re.fullmatch(r"(\d{2,6})x(\d{2,6})", text)
   if not found:
@@ -322,7 +306,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags, overrides = commands.parse(parser, argv)
 
   def action() -> None:
-    manner = Manner(_scales(flags.scales), flags.flip, _window(flags.sliding) if flags.sliding else None)
+    scales = inference.parse_scales(flags.scales, "--scales")
+    manner = Manner(scales, flags.flip, _window(flags.sliding) if flags.sliding else None)
     if manner.window and manner.scales != (1.0,):
       raise UserError("--sliding: windows see the images at their own resolution; leave out --scales, or --sliding")
     entry = evaluate(flags.workdir, flags.stage, flags.protocol, manner, flags.predictions, flags.ids, overrides)

@@ -28,6 +28,7 @@ SOURCE_FIELDS = (
   "network",
   "augmentation",
   "optimizer",
+  "loss_at",
   "source_training",
   "weights",
   "weights_partial",

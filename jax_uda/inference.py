@@ -6,6 +6,8 @@ a time, whenever something replays the kept outputs.
 """
 
 import functools
+import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ from etils import epath
 
 from jax_uda import parallel, pseudo_labels
 from jax_uda.data.transforms import normalise, pad
+from jax_uda.errors import UserError
 from jax_uda.models.segmenter import STRIDE
 from jax_uda.state import Labelling, State
 
@@ -59,19 +62,24 @@ def log_probabilities(logits: jax.Array) -> jax.Array:
 
 
 class KeptOutputs:
-  """Low-resolution outputs of `num` images: in memory up to `keep_gib`, beyond it in files that `close` deletes."""
+  """Low-resolution outputs of `num` images: in memory up to `keep_gib`, beyond it in files that `close` deletes.
 
-  def __init__(self, num: int, keep_gib: float, spill: epath.PathLike):
-    self._num, self._keep, self._spill = num, keep_gib * 2**30, epath.Path(spill)
+  The files take at most `spill_gib`, and lie in the folder `spill`.
+  """
+
+  def __init__(self, num: int, keep_gib: float, spill: epath.PathLike, spill_gib: float = math.inf):
+    self._num, self._keep_gib, self._spill_gib, self._spill = num, keep_gib, spill_gib, epath.Path(spill)
     self._arrays: Any = None
     self._filled = 0
 
   def append(self, outputs: Any) -> None:
-    """Adds a batch, a pytree of [n, …]."""
+    """Adds a batch, a pytree of [n, …]; raises `UserError` where there is no room for all of them."""
     if self._arrays is None:
-      total = sum(int(np.prod(x.shape[1:])) * x.dtype.itemsize for x in jax.tree.leaves(outputs)) * self._num
-      allocate = self._in_memory if total <= self._keep else self._on_disk
       leaves, treedef = jax.tree.flatten(outputs)
+      gib = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in leaves) * self._num / 2**30
+      if gib > self._keep_gib:
+        self._make_room(gib)
+      allocate = self._in_memory if gib <= self._keep_gib else self._on_disk
       self._arrays = treedef.unflatten([allocate(i, (self._num, *x.shape[1:]), x.dtype) for i, x in enumerate(leaves)])
     for kept, new in zip(jax.tree.leaves(self._arrays), jax.tree.leaves(outputs), strict=True):
       kept[self._filled : self._filled + len(new)] = new
@@ -100,8 +108,22 @@ class KeptOutputs:
     del index
     return np.empty(shape, dtype)
 
+  def _make_room(self, gib: float) -> None:
+    """An empty folder on a disk with room; a file that outgrew its disk later would kill the process, with no word."""
+    needed = f"the network's outputs for {self._num} images take {gib:.2f} GiB"
+    advice = "raise config.labels.keep_gib (memory), or turn down config.canvas or, in MLSL, config.sisc.patches"
+    if gib > self._spill_gib:
+      limits = f"config.labels.keep_gib={self._keep_gib:g} and config.labels.spill_gib={self._spill_gib:g}"
+      raise UserError(f"{needed}, more than {limits} allow; raise the latter (disk), {advice}")
+    if "://" in str(self._spill):
+      raise UserError(f"{needed}, and {self._spill} is not on a local disk; {advice}, or name a local --workdir")
+    self.close()  # of a process that was killed on the way
+    self._spill.mkdir(parents=True)
+    free = shutil.disk_usage(self._spill).free / 2**30
+    if gib > free:
+      raise UserError(f"{needed}, and {self._spill} has room for {free:.2f}; make room there, {advice}")
+
   def _on_disk(self, index: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    self._spill.mkdir(parents=True, exist_ok=True)
     return np.memmap(self._spill / f"{index}.bin", dtype, "w+", shape=shape)
 
 
@@ -140,14 +162,14 @@ def fold(
 
 def select(
   labelling: Labelling, hyper: dict, found: dict, kept: KeptOutputs, canvas: tuple[int, int]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """The labels that the labelling selects, image by image: uint8 [H, W] and bool [H, W], where scores existed."""
-  run = _select(labelling.assemble, labelling.select, canvas)
+) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+  """What the labelling selects, image by image: labels uint8 [H, W]; bool [H, W], where scores existed; its ease."""
+  run = _select(labelling.assemble, labelling.select, labelling.ease, canvas)
   for batch in _batches(labelling, kept):
     every = zip(*run((hyper, found), batch), batch["size"], batch["exists"], strict=True)
-    for labels, valid, (height, width), exists in every:
+    for labels, valid, ease, (height, width), exists in every:
       if exists:
-        yield labels[:height, :width], valid[:height, :width]
+        yield labels[:height, :width], valid[:height, :width], float(ease)
 
 
 def _batches(labelling: Labelling, kept: KeptOutputs) -> Iterator[Batch]:
@@ -180,13 +202,14 @@ def _fold(assemble: Callable, init: Callable, update: Callable, canvas: tuple[in
 
 
 @functools.cache
-def _select(assemble: Callable, select: Callable, canvas: tuple[int, int]) -> Callable:
+def _select(assemble: Callable, select: Callable, ease: Callable | None, canvas: tuple[int, int]) -> Callable:
   def run(shared, batch):
     hyper, found = shared
 
     def one(example):
       scores, valid, extras = assemble(hyper, example["outputs"], example["boxes"], example["size"], canvas)
-      return select(found, scores, valid, extras), valid
+      how_easy = jnp.float32(0) if ease is None else ease(found, scores, valid, extras)
+      return select(found, scores, valid, extras), valid, how_easy
 
     return jax.lax.map(one, batch)
 
@@ -208,6 +231,22 @@ def predictor(predict: Callable, mirrored: bool = False) -> Callable:
 
 
 # Full resolution
+
+
+def scaled_canvas(canvas: tuple[int, int], scale: float) -> tuple[int, int]:
+  """The canvas at a scale, in multiples of the network's stride; at scale 1 as it is."""
+  return canvas if scale == 1 else tuple(max(STRIDE, STRIDE * round(n * scale / STRIDE)) for n in canvas)
+
+
+def parse_scales(text: str, field: str) -> tuple[float, ...]:
+  """Scales out of `0.5,0.75,1.0`; raises `UserError`, which names the field, for anything else."""
+  try:
+    scales = tuple(float(part) for part in text.split(","))
+  except ValueError:
+    scales = ()
+  if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+    raise UserError(f"{field}: {text!r} will not do; write numbers above 0 with commas between, as 0.5,0.75,1.0")
+  return scales
 
 
 def rounded_up(size: tuple[int, int]) -> tuple[int, int]:
@@ -264,7 +303,7 @@ def _add_view(total, view, size, *, shape):
 
 
 def mean_of_patches(
-  outputs: Any, boxes: jax.Array, canvas: tuple[int, int], probabilities: Callable
+  outputs: Any, boxes: jax.Array, canvas: tuple[int, int], probabilities: Callable, whole: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
   """The mean over the patches that see a pixel.
 
@@ -272,6 +311,7 @@ def mean_of_patches(
     outputs: pytree of [K, …, C].
     boxes: [K, 2], where the patches begin.
     probabilities: one patch's outputs -> [h, w, C].
+    whole: [H, W, C], counted like a patch that sees every pixel.
 
   Returns:
     Scores [H, W, C], 0 where no patch lies; where one does, bool [H, W].
@@ -282,7 +322,8 @@ def mean_of_patches(
     return pseudo_labels.add_patch(*sums, probabilities(output), box[0], box[1]), None
 
   num_classes = jax.eval_shape(probabilities, jax.tree.map(lambda x: x[0], outputs)).shape[-1]
-  sums, _ = jax.lax.scan(add, (jnp.zeros((*canvas, num_classes)), jnp.zeros(canvas)), (outputs, boxes))
+  none = jnp.zeros((*canvas, num_classes)), jnp.zeros(canvas)
+  sums, _ = jax.lax.scan(add, none if whole is None else (whole, jnp.ones(canvas)), (outputs, boxes))
   return pseudo_labels.normalise(*sums)
 
 

@@ -1,7 +1,9 @@
 """Labelling the target: the network once per image, folds over its kept outputs, then labels as PNG files."""
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +13,21 @@ from jax_uda import inference, metrics, parallel, report
 from jax_uda.data import pipeline
 from jax_uda.data.label_spaces import IGNORE
 from jax_uda.experiment import Experiment
-from jax_uda.pictures import write_png
+from jax_uda.pictures import heat_maps, write_png
 from jax_uda.state import State
 from jax_uda.stopping import StopSignal
 
 
-def label_target(experiment: Experiment, workdir: epath.Path, index: int, state: State, stop: StopSignal) -> None:
+def label_target(
+  experiment: Experiment, workdir: epath.Path, index: int, state: State, stop: StopSignal
+) -> dict[str, np.ndarray]:
   """Writes a stage's pseudo-labels, and beside them a record of what they came to.
 
   Written are `pseudo_labels/<stage>/<image id>.png` (train ids at the size that the canvas gave the image, 255 = ignore)
   and `pseudo_labels/<stage>.json`.
+
+  Returns:
+    What the stage's steps want of it in `State.hyper`.
   """
   config, stage, target = experiment.config, experiment.stages[index], experiment.datasets["target"]
   labelling, canvas, num = stage.labelling, tuple(config.canvas), len(target)
@@ -33,15 +40,21 @@ def label_target(experiment: Experiment, workdir: epath.Path, index: int, state:
     batch = labelling.batch * parallel.num_devices()
     return pipeline.eval_batches(source, batch, canvas, threads=config.threads, indices=indices)
 
+  @contextlib.contextmanager
   def progress(what):
-    return report.Progress(f"{stage.name} · {what}", num, "images")
+    started = time.monotonic()
+    with report.Progress(f"{stage.name} · {what}", num, "images") as bar:
+      yield bar
+    seconds[what] = time.monotonic() - started
 
   state = parallel.replicate(state)
   read: dict[int, str] = {}  # index -> id, of the images that could be read
   truths: Iterator[np.ndarray | None] = itertools.repeat(None)
   found: dict[str, Any] = {}
   counts = _Counts(len(experiment.space.classes))
-  with inference.KeptOutputs(num, config.labels.keep_gib, workdir / "spill") as kept:
+  ease: list[float] = []
+  seconds: dict[str, float] = {}
+  with inference.KeptOutputs(num, config.labels.keep_gib, workdir / "spill", config.labels.spill_gib) as kept:
     with progress("network") as bar:
       for done in inference.segment(labelling, state, experiment.stage_key(index, 1), _noting(batches(target), read), kept):
         bar.update(done)
@@ -59,14 +72,32 @@ def label_target(experiment: Experiment, workdir: epath.Path, index: int, state:
       truths = _truths(batches(truth, list(read)), len(read))
     with progress("labels") as bar:
       labelled = inference.select(labelling, state.hyper, found, kept, canvas)
-      for image_id, (labels, valid) in zip(read.values(), labelled, strict=True):
+      for image_id, (labels, valid, easy) in zip(read.values(), labelled, strict=True):
         write_png(folder / f"{image_id}.png", labels)
         counts.add(labels, valid, next(truths))
+        ease.append(easy)
         bar.update(1)
         stop.check()
-  record = {**counts.record(), **labelling.numbers(found)}
+  trained_on = easiest(list(read), ease, labelling.share)
+  record = {**counts.record(), **labelling.numbers(found), "chosen": trained_on, "seconds": seconds}
   report.write_json(workdir / "pseudo_labels" / f"{stage.name}.json", record)
   print(f"{stage.name}: {counts.summary()}", flush=True)
+  if labelling.share < 1:
+    print(f"{stage.name}: trains on the {len(trained_on)} easiest of {num} images", flush=True)
+  for line in labelling.lines(found, experiment.space.classes):
+    print(f"{stage.name}: {line}", flush=True)
+  return labelling.hyper(found)
+
+
+def easiest(indices: Sequence[int], ease: Sequence[float], share: float) -> list[int]:
+  """The share of images, at least one, of the greatest ease, in the order of their indices; the first ones among equals."""
+  order = np.argsort(-np.asarray(ease), kind="stable")[: max(1, round(share * len(indices)))]
+  return sorted(indices[place] for place in order)
+
+
+def chosen(workdir: epath.Path, stage: str) -> list[int]:
+  """Indices of the target images that a stage trains on, from its record."""
+  return report.read_json(workdir / "pseudo_labels" / f"{stage}.json")["chosen"]
 
 
 def label_statistics(experiment: Experiment, workdir: epath.Path, stop: StopSignal) -> dict[str, np.ndarray]:
@@ -89,6 +120,9 @@ def label_statistics(experiment: Experiment, workdir: epath.Path, stop: StopSign
       bar.update(1)
       stop.check()
   found = {name: np.asarray(fold.finish(stats[name]), np.float32) for name, fold in folds.items()}
+  for name, value in found.items():
+    if value.ndim == 3:  # a map [h, w, C]
+      write_png(workdir / "pictures" / "extra" / f"{name}.png", heat_maps(value, experiment.space.classes)[..., ::-1])
   report.write_npz(path, found)
   return found
 

@@ -123,7 +123,8 @@ def begin(
   """Step 0 of a later stage, with the target labelled where the stage wants it; and the seconds that took."""
   started, stage = time.monotonic(), experiment.stages[index]
   if stage.labelling is not None:
-    labelling.label_target(experiment, workdir, index, state, stop)
+    found = labelling.label_target(experiment, workdir, index, state, stop)
+    state = state.replace(hyper={**state.hyper, **found})
   return stage.begin(state, experiment.stage_key(index, 0)), time.monotonic() - started
 
 

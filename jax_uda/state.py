@@ -8,7 +8,8 @@ A method is a module in `jax_uda/methods` with
     stages(config, sizes) -> Sequence[Stage]     sizes: number of images by data set
 
 and the run walks its stages: label the target if the stage says so, `begin`, train, score. Data sets are called
-`source`, `target` (carrying the current pseudo-labels), `target_truth` (carrying the true ones) and `test`.
+`source`, `target` (carrying the current pseudo-labels, where the stage makes some: of the images that it trains on),
+`target_images` (all of them, without labels), `target_truth` (carrying the true ones) and `test`.
 """
 
 from collections.abc import Callable
@@ -92,8 +93,12 @@ class Labelling:
     assemble: (hyper, outputs, boxes, size, (H, W)) of one image -> scores [H, W, C], valid [H, W], extras.
     folds: by name, in order.
     select: (found, scores, valid, extras) -> labels uint8 [H, W].
-    numbers: found -> {name: values by class}, what a person may want to read (thresholds); kept in results.json.
+    numbers: found -> {name: values by class}, what a person may want to read (thresholds); kept beside the labels.
     batch: images a device takes at once.
+    lines: (found, class names) -> what to print of it.
+    hyper: found -> {name: array}, put in `State.hyper` before the stage begins; names that are there from the start.
+    ease: (found, scores, valid, extras) -> float [], the larger the sooner an image is trained on; None where `share` is 1.
+    share: of the target images, those of the greatest ease, that the stage trains on.
   """
 
   views: Callable
@@ -103,6 +108,10 @@ class Labelling:
   select: Callable
   numbers: Callable
   batch: int
+  lines: Callable = lambda found, classes: ()
+  hyper: Callable = lambda found: {}
+  ease: Callable | None = None
+  share: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jax_uda import parallel, report
+from jax_uda import labelling, parallel, report
 from jax_uda.checkpoint import Checkpoints
 from jax_uda.data import pipeline, sources
 from jax_uda.errors import UserError
@@ -82,9 +82,10 @@ def _open_streams(
 ) -> dict[str, Iterator[dict[str, np.ndarray]]]:
   """The stage's streams, each where it stands after `start` steps."""
   config, stage = experiment.config, experiment.stages[index]
-  datasets = dict(experiment.datasets)
+  datasets = {**experiment.datasets, "target_images": experiment.datasets["target"]}
   if stage.labelling is not None:
-    datasets["target"] = sources.Relabelled(datasets["target"], workdir / "pseudo_labels" / stage.name)
+    chosen = sources.Chosen(datasets["target"], labelling.chosen(workdir, stage.name))
+    datasets["target"] = sources.Relabelled(chosen, workdir / "pseudo_labels" / stage.name)
   drawn = Counter(name for step in range(start) for name in stage.steps[stage.pick(step)].streams)
   return {
     name: pipeline.train_stream(

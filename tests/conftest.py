@@ -1,5 +1,6 @@
 """Every test runs on four CPU devices, so that what is wrong over devices fails here."""
 
+import math
 import os
 import tempfile
 
@@ -70,12 +71,10 @@ def tiny_config(request) -> ml_collections.ConfigDict:
 
 
 def tiny(method: str) -> ml_collections.ConfigDict:
-  """The first config of a method, made tiny."""
-  for file in known_configs():
-    config = load_config(file)
-    if config.method == method:
-      return shrink(config)
-  raise AssertionError(f"configs/ holds no config of the method {method}")
+  """A method's config of the smallest images, made tiny."""
+  configs = [config for config in map(load_config, known_configs()) if config.method == method]
+  assert configs, f"configs/ holds no config of the method {method}"
+  return shrink(min(configs, key=lambda config: math.prod(config.canvas)))
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,14 @@
 """Upsampling, kept outputs and full-resolution predictions."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jax_uda import inference
+from jax_uda.errors import UserError
 
 
 def test_upsampling_has_half_pixel_centres():
@@ -53,6 +56,69 @@ def test_kept_outputs_come_back_in_full_batches_from_memory_and_disk(tmp_path, k
       found = np.concatenate([batch["a"] for batch, _ in batches])[:5]
       np.testing.assert_array_equal(found, np.concatenate([part["a"] for part in parts]))
   assert not spill.exists()
+
+
+ONE = {"low": np.ones((1, 64, 128, 16), np.float16), "size": np.ones((1, 2), np.int32)}  # 256 KiB and 8 bytes
+
+
+@pytest.mark.parametrize(
+  ("keep_gib", "spill_gib", "where"), [(2, 0, "memory"), (1.1, 0, "memory"), (1, 1.1, "disk"), (0, 2, "disk"), (1, 1, "")]
+)
+def test_outputs_go_where_they_are_allowed(tmp_path, keep_gib, spill_gib, where):
+  spill = tmp_path / "spill"
+  with inference.KeptOutputs(4096, keep_gib, spill, spill_gib) as kept:  # 1 GiB and 32 KiB
+    if where:
+      kept.append(ONE)
+      assert spill.exists() == (where == "disk")
+    else:
+      with pytest.raises(UserError) as error:
+        kept.append(ONE)
+      for words in ("1.00 GiB", "4096 images", "config.labels.keep_gib=1 ", "config.labels.spill_gib=1 ", "sisc.patches"):
+        assert words in str(error.value)
+      assert "\n" not in str(error.value) and not spill.exists()
+  assert not spill.exists()
+
+
+def test_a_disk_without_room_is_an_error_and_no_crash(tmp_path):
+  spill = tmp_path / "run" / "spill"
+  with inference.KeptOutputs(10**13, 1.0, spill) as kept, pytest.raises(UserError) as error:
+    kept.append(ONE)
+  for words in (f"{10**13 * (2**18 + 8) / 2**30:.2f} GiB", str(spill), "has room for", "labels.keep_gib", "sisc.patches"):
+    assert words in str(error.value)
+  assert "\n" not in str(error.value) and not spill.exists()
+
+
+@pytest.mark.parametrize(("missing", "fits"), [(0, True), (1, False)])
+def test_a_disk_may_be_filled_but_not_more(tmp_path, monkeypatch, missing, fits):
+  free = 4096 * (2**18 + 8) - missing
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(free, 0, free))
+  with inference.KeptOutputs(4096, 0.5, tmp_path / "spill") as kept:
+    if fits:
+      kept.append(ONE)
+    else:
+      with pytest.raises(UserError, match=r"has room for 1\.00; make room there"):
+        kept.append(ONE)
+
+
+def test_what_a_killed_process_left_makes_room_before_it_is_measured(tmp_path, monkeypatch):
+  spill = tmp_path / "spill"
+  spill.mkdir()
+  (spill / "0.bin").write_bytes(b"old")
+
+  def disk_usage(path):
+    assert spill.exists() and not list(spill.iterdir())
+    return shutil._ntuple_diskusage(2**40, 0, 2**40)
+
+  monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+  with inference.KeptOutputs(2, 0.0, spill) as kept:
+    kept.append(ONE)
+    assert sorted(file.name for file in spill.iterdir()) == ["0.bin", "1.bin"]
+
+
+def test_outputs_cannot_spill_to_a_bucket():
+  kept = inference.KeptOutputs(2, 0.0, "gs://bucket/run/spill")
+  with pytest.raises(UserError, match=r"gs://bucket/run/spill is not on a local disk; raise config\.labels\.keep_gib"):
+    kept.append(ONE)
 
 
 def test_predictions_follow_the_labels_resolution():

@@ -29,7 +29,7 @@ def test_misspelt_field_is_told_the_right_one(capsys, tmp_path):
 
 @pytest.mark.parametrize(("flag", "said"), [
   ("--config.seed=-1", "seed is -1; it has to be at least 0"), ("--config.log_every=0", "log_every is 0"),
-  ("--config.labels.portion_max=1.5", "it has to be in 0..1"), ("--config.sisc.patches=0", "at least 1"),
+  ("--config.labels.portion_max=1.5", "it has to be in 0..1"), ("--config.sisc.batch=0", "at least 1"),
   ("--config.seed=1e400", "seed: '1e400'"), ("--config.canvas=(0,64)", "canvas is (0, 64)"),
   ("--config.seed=x", "seed: 'x'"), ("--config.rounds.num=1.5", "rounds.num: '1.5'"),
   ("--config.canvas=(1,2,3)", "canvas: '(1,2,3)'"), ("--config.weights_partial=maybe", "weights_partial: 'maybe'"),
@@ -75,6 +75,19 @@ def test_config_file_that_breaks(capsys, tmp_path):
   file.write_text("def get_config():\n  return 1 / 0\n")
   line = failure(capsys, f"--config={file}", f"--workdir={tmp_path}/run")
   assert "ZeroDivisionError" in line and "broken.py:2" in line
+
+
+def test_words_after_a_colon(capsys, tmp_path):
+  file = tmp_path / "worded.py"
+  file.write_text("from configs import demo\n\ndef get_config(word='x'):\n  config = demo.get_config()\n"
+                  "  config.data_dir = word\n  return config\n")
+  for words, handed in (("", "x"), (":y", "y"), (":a,b:c.py:d", "a,b:c.py:d")):
+    assert load_config(f"{file}{words}").data_dir == handed
+  line = failure(capsys, "--config=configs/demo.py:code", f"--workdir={tmp_path}/run")
+  assert "configs/demo.py:code: it takes nothing after a colon; leave :code out" in line
+  line = failure(capsys, "--config=configs/mlsl_gta.py:cod", f"--workdir={tmp_path}/run")
+  assert "configs/mlsl_gta.py:cod: there is no reading 'cod'; after the colon may stand paper, code, sisc" in line
+  assert "no file configs/nothing.py;" in failure(capsys, "--config=configs/nothing.py:code", f"--workdir={tmp_path}/run")
 
 
 def test_batch_that_the_devices_cannot_share(capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_a_run_leaves_what_it_promises(undisturbed):
   assert [stage["name"] for stage in results["stages"]] == ["source", "statistics", "round_1"]
   assert results["final"] == results["stages"][-1]
   for stage in results["stages"]:
-    assert stage["steps"] == (2 if stage["name"] == "statistics" else 3)
+    assert stage["steps"] == {"source": 3, "statistics": 2, "round_1": 3 + 2}[stage["name"]]
     assert len(stage["iou"]) == 19 and 0 <= stage["pixel_accuracy"] <= 1
   assert results["stages"][0]["pseudo_labels"] is None
   assert 0 < results["final"]["pseudo_labels"]["selected"] < 1
@@ -95,7 +96,7 @@ def test_killed_anywhere_and_resumed_the_weights_are_the_same(undisturbed, tmp_p
   for path in (undisturbed / "pseudo_labels/round_1").glob("*.png"):
     assert path.read_bytes() == (tmp_path / "pseudo_labels/round_1" / path.name).read_bytes()
   positions = [(record["stage_index"], record["step"]) for record in records(tmp_path)]
-  assert positions == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1), (2, 2), (2, 3)]
+  assert positions == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (2, 4), (2, 5)]
   assert without_times(records(tmp_path)) == without_times(records(undisturbed))
   mine, other = (json.loads((w / "results.json").read_text()) for w in (tmp_path, undisturbed))
   assert without_times(mine) == without_times(other)
@@ -157,10 +158,13 @@ def test_oracle_trains_on_the_true_labels(mlsl_config, tmp_path):
   assert any("target_kept" in r for r in records(tmp_path))
 
 
-def test_self_training_with_one_threshold_and_the_spatial_prior(tmp_path):
+def test_self_training_with_one_threshold_the_spatial_prior_and_the_easiest_images(tmp_path, capsys):
   config = tiny("self_training")
-  config.labels.update({"threshold": "global", "prior": True, "portion": 0.4})
+  config.labels.update({"threshold": "global", "prior": True, "portion": 0.4, "flip": True, "scales": "0.5,1"})
+  config.rounds.target_share = 0.4
+  config.mining.update({"probability": 1.0, "on": "both"})
   results = run.run(config, tmp_path)
+  assert cv2.imread(str(tmp_path / "pictures/extra/prior.png")).shape[2] == 3
   with np.load(tmp_path / "label_statistics.npz") as found:
     prior = found["prior"]
   assert prior.shape == (4, 8, 19)
@@ -168,6 +172,12 @@ def test_self_training_with_one_threshold_and_the_spatial_prior(tmp_path):
   np.testing.assert_allclose(mass[mass > 0], 1, rtol=1e-5)
   record = json.loads((tmp_path / "pseudo_labels/round_1.json").read_text())
   assert len(set(record["thresholds"])) == 1 and record["portion"] == 0.4
+  assert len(record["chosen"]) == 2 and set(record["chosen"]) <= set(range(5))
+  assert set(record["seconds"]) == {"network", "pools", "labels"}
+  np.testing.assert_allclose(sum(record["shares"]), 1, rtol=1e-5)
+  said = capsys.readouterr().out
+  assert "round_1: trains on the 2 easiest of 5 images" in said
+  assert re.search(r"round_1: crops are centred on ([\w ]+ [\d.]+%( \(rare\))?(, )?){5}\n", said)
   assert results["final"]["pseudo_labels"]["selected"] <= 0.41  # ties of the threshold are left out
 
 

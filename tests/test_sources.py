@@ -8,6 +8,7 @@ from PIL import Image
 
 from jax_uda.data.label_spaces import ADE150, CAMVID11, CITYSCAPES19, SYNTHIA16
 from jax_uda.data.sources import (
+  Chosen,
   Remembered,
   at_height,
   how_to_get,
@@ -22,7 +23,7 @@ from jax_uda.errors import UserError
 from tests import raw_trees
 from tests.raw_trees import save, save_palette, save_rgb16
 
-EMPTY = {"kind": "", "dir": "data", "list": "", "split": "", "domain": "", "num": 0, "height": 0, "width": 0,
+EMPTY = {"kind": "", "dir": "data", "list": "", "only": "", "split": "", "domain": "", "num": 0, "height": 0, "width": 0,
          "unknown_colors": ""}
 CSV = "name,id,red,green,blue\ntree,40,0,255,0\nroad,7,1,2,3\nbush,40,0,128,0\n"
 IMAGE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
@@ -598,6 +599,29 @@ def test_broken_label(folder):
 
 
 # Street world, and what is known without the data
+
+
+def test_only_listed_images_are_there(camvid):
+  names = camvid / "names.txt"
+  whole = opened(camvid, kind="camvid", split="train")
+  names.write_text(f"\n{whole[len(whole) - 1]['id']}\n  {whole[0]['id']} \n")
+  listed = opened(camvid, kind="camvid", split="train", only=str(names))
+  assert [one["id"] for one in listed] == [whole[0]["id"], whole[len(whole) - 1]["id"]]
+  assert np.array_equal(listed[1]["label"], whole[len(whole) - 1]["label"])
+  assert published_size({**EMPTY, "kind": "camvid", "split": "train", "only": str(names)}) == 2
+  names.write_text("nobody\n")
+  line = error_line(camvid, kind="camvid", split="train", only=str(names))
+  assert "lists 1 ids that the data lack, the first is nobody" in line
+  names.write_text("\n")
+  assert "empty list" in error_line(camvid, kind="camvid", split="train", only=str(names))
+  assert "unreadable list" in error_line(camvid, kind="camvid", split="train", only=str(camvid / "none.txt"))
+  assert "no list of images" in error_line(camvid, kind="street_world", only=str(names))
+
+
+def test_chosen_examples_keep_their_order():
+  source = Chosen(opened(".", kind="street_world", domain="game", split="train", num=4, height=8, width=16), (3, 1))
+  assert len(source) == 2 and source.label_space is CITYSCAPES19
+  assert [one["id"] for one in source] == [source.source[3]["id"], source.source[1]["id"]]
 
 
 def test_street_world():

@@ -2,7 +2,7 @@
 
 A source is anything with `len`, `label_space` and `[i] -> {"image": uint8 [H, W, 3] RGB, "label": uint8 [h, w] train
 ids (absent where the data have none), "id": str}`. A `spec` is a mapping that describes one, with the fields `kind`,
-`dir`, `list`, `split`, `domain`, `num`, `height`, `width` and `unknown_colors`; those that a kind does not use are
+`dir`, `list`, `only`, `split`, `domain`, `num`, `height`, `width` and `unknown_colors`; those that a kind does not use are
 empty. The files are read as published (`layouts.py`) or as `data_prep` wrote them (`prepared.py`), with equal results.
 
 What is trained on and what is scored differ in one thing: where a `height` is set, images are scaled to it, and labels
@@ -95,6 +95,10 @@ class FileSource:
     label = self.read_label(index, image.shape[:2]) if self.labels else None
     return _example(self.ids[index], *at_height(image, label, self.height, self.scored))
 
+  def id(self, index: int) -> str:
+    """The example's, without decoding it."""
+    return self.ids[index]
+
   def read_image_bytes(self, index: int) -> bytes:
     """The image's file as it is stored; raises UserError where it cannot be read."""
     path = self.images[index]
@@ -158,6 +162,10 @@ class PreparedSource:
     label = _decode_ids(record["label"], where) if self.labelled and record.get("label") else None
     return _example(record["id"].decode(), *at_height(image, label, self.height, self.scored))
 
+  def id(self, index: int) -> str:
+    """The example's, without decoding it."""
+    return self.records[self.indices[index]]["id"].decode()
+
   def select(self, indices: Sequence[int]) -> "PreparedSource":
     """The source of these examples alone."""
     return dataclasses.replace(self, indices=[self.indices[index] for index in indices])
@@ -186,6 +194,8 @@ def open_source(
   """
   kind = spec["kind"]
   if kind == "street_world":
+    if spec.get("only"):
+      raise UserError("only: the street world has no list of images; leave `only` empty, and set `num`")
     return StreetWorldSource(spec["domain"], spec["split"], spec["num"], (spec["height"], spec["width"]))
   if kind not in LAYOUTS:
     raise UserError(f"unknown kind of data set: {kind!r}; use one of street_world, {', '.join(LAYOUTS)}")
@@ -196,7 +206,9 @@ def open_source(
     source = _open_prepared(spec, found, scored)
   else:
     source = _open_files(spec, root, is_scored(spec) if scored is None else scored, strict)
-  return source.select(nthu_fold(spec["split"], len(source))) if kind == "nthu" else source
+  if kind == "nthu":
+    source = source.select(nthu_fold(spec["split"], len(source)))
+  return source.select(_listed(source, spec["only"])) if spec.get("only") else source
 
 
 def is_named(spec: Mapping[str, Any]) -> bool:
@@ -218,7 +230,9 @@ def stored_split(spec: Mapping[str, Any]) -> str:
 
 def published_size(spec: Mapping[str, Any]) -> int | None:
   """How many images the data set has, without reading it; None where that is not known beforehand."""
-  return spec["num"] if spec["kind"] == "street_world" else _PUBLISHED_SIZES.get((spec["kind"], _part(spec)))
+  if spec["kind"] == "street_world":
+    return spec["num"]
+  return len(read_ids(spec["only"])) if spec.get("only") else _PUBLISHED_SIZES.get((spec["kind"], _part(spec)))
 
 
 def published_space(spec: Mapping[str, Any]) -> LabelSpace | None:
@@ -259,6 +273,27 @@ def decode_image(content: bytes, where: epath.PathLike) -> np.ndarray:
   if image is None:
     raise UserError(f"unreadable image: {where} is cut short or no image; fetch the file again")
   return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_ids(path: epath.PathLike) -> list[str]:
+  """Image ids of a text file, one a line; raises UserError where it cannot be read or names none."""
+  try:
+    names = [line.strip() for line in epath.Path(path).read_text().splitlines() if line.strip()]
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"unreadable list: {path} ({first_line(error)}); let `only` name a text file of image ids") from error
+  if not names:
+    raise UserError(f"empty list: {path}; let `only` name a text file of image ids, one a line")
+  return names
+
+
+def _listed(source: Any, path: epath.PathLike) -> list[int]:
+  """Where the images are that a file lists, in the order of the source."""
+  names = set(read_ids(path))
+  found = {source.id(index): index for index in range(len(source))}
+  if lost := sorted(names - set(found)):
+    raise UserError(f"{path} lists {len(lost)} ids that the data lack, the first is {lost[0]}; they look like "
+                    f"{next(iter(found))}")
+  return [index for name, index in found.items() if name in names]
 
 
 def _decode_ids(content: bytes, where: str) -> np.ndarray:
@@ -342,6 +377,25 @@ class Unlabelled:
   def __getitem__(self, index: int) -> dict[str, Any]:
     example = self.source[index]
     return {"image": example["image"], "id": example["id"]}
+
+
+@dataclass(frozen=True)
+class Chosen:
+  """Some examples of a source, by their indices."""
+
+  source: Any
+  indices: Sequence[int]
+
+  @property
+  def label_space(self) -> LabelSpace | None:
+    """That of the source."""
+    return self.source.label_space
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self.source[self.indices[index]]
 
 
 class Remembered:

@@ -21,6 +21,7 @@ from jax_uda.errors import UserError
 from jax_uda.methods import self_training
 from jax_uda.models import layers
 from jax_uda.models.decoders import ImageClassifier
+from jax_uda.models.segmenter import STRIDE
 from jax_uda.state import DEVICE_AXIS, Fold, Stage, State
 
 predict = self_training.predict
@@ -29,7 +30,8 @@ predict = self_training.predict
 def image_classifier(config: ConfigDict) -> ImageClassifier:
   """The image classifier that the config describes."""
   settings = config.weak_labels
-  return ImageClassifier(config.num_classes, width=settings.width, dtype=layers.compute_dtype(config.network.dtype))
+  dtype = layers.compute_dtype(config.network.dtype)
+  return ImageClassifier(config.num_classes, activation=settings.activation, width=settings.width, dtype=dtype)
 
 
 def init(config: ConfigDict, key: jax.Array) -> State:
@@ -60,35 +62,27 @@ def label_statistics(config: ConfigDict) -> dict[str, Fold]:
 
 def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   """`source` (the segmenter alone), then rounds on SISC labels and weak labels."""
-  settings = config.sisc
-  if any(p > c for p, c in zip(settings.size, config.canvas, strict=True)):
-    raise UserError(f"config.sisc.size {tuple(settings.size)} is larger than config.canvas {tuple(config.canvas)}")
   players, alone = _players(config), {"segmenter": self_training.optimizer(config)}
-  supervised = self_training.supervised_loss
-  first = self_training.joint_step(config, alone, functools.partial(supervised, model=self_training.segmenter(config)))
   how = self_training.round_settings(config)
-  loss = functools.partial(supervised, **how)
+  loss = functools.partial(self_training.supervised_loss, **how)
   if config.weak_labels.weight:
     loss = functools.partial(
       multi_level_loss,
       **how,
       classifier=image_classifier(config),
       weight=config.weak_labels.weight,
-      eta=config.weak_labels.eta,
+      targets=weak_label_rule(config),
     )
-  streams = self_training.round_streams(config)
-  later = self_training.joint_step(config, players, loss, streams, config.rounds.jitter)
-  patch = tuple(settings.size)
-  labelling = self_training.round_labelling(
-    config,
-    views=functools.partial(patch_boxes, num=settings.patches, patch=patch),
-    forward=functools.partial(patch_forward, predict=predict(config), patch=patch, batch=settings.batch),
-    assemble=functools.partial(assemble_patches, patch=patch, votes=settings.votes, use_prior=config.labels.prior),
-  )
+  labelling = sisc(config) if config.sisc.patches else self_training.single_inference(config)
   return [
-    self_training.source_stage(config, sizes, alone, first),
-    *self_training.statistics_stages(config),
-    *self_training.round_stages(config, sizes, players, later, labelling),
+    self_training.source_stage(config, sizes, alone, self_training.source_step(config, alone)),
+    *self_training.round_stages(
+      config,
+      sizes,
+      players,
+      self_training.round_step(config, players, loss),
+      self_training.round_labelling(config, **labelling),
+    ),
   ]
 
 
@@ -115,54 +109,135 @@ def multi_level_loss(
   *,
   classifier: ImageClassifier,
   weight: float,
-  eta: float,
+  targets: Callable,
   **settings: Any,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
-  """Eq. 7: segmentation plus weight · binary cross-entropy of the image labels, on source and target."""
+  """Eq. 7: segmentation plus weight · binary cross-entropy of the image labels, on source and target.
+
+  Args:
+    targets: (part, class sizes [C]) -> image labels [B, C], see `image_labels`.
+  """
   loss, (batch_stats, metrics), latents = self_training.segmentation_loss(params, state, parts, **settings)
-  label, valid, domain = (jnp.concatenate([part[name] for part in parts]) for name in ("label", "valid", "domain"))
-  targets = image_labels(label, valid, domain, state.hyper["class_sizes"], eta)
+  wanted = jnp.concatenate([targets(part, state.hyper["class_sizes"]) for part in parts])
   logits = classifier.apply({"params": params["classifier"]}, jnp.concatenate(latents))
-  total, count = losses.binary_cross_entropy(logits, targets)
+  total, count = losses.binary_cross_entropy(logits, wanted)
   everywhere = jax.lax.psum(count, DEVICE_AXIS)
   metrics = {**metrics, "classifier_loss": (total, count)}
   return loss + weight * losses.mean((total, everywhere)), ({**batch_stats, "classifier": {}}, metrics)
 
 
+def weak_label_rule(config: ConfigDict) -> Callable:
+  """(part, class sizes [C]) -> image labels [B, C], as `config.weak_labels` has it."""
+  settings = config.weak_labels
+  for name, offered in (("source", ("present", "eta")), ("scope", ("crop", "image"))):
+    if settings[name] not in offered:
+      raise UserError(f"config.weak_labels.{name} is {settings[name]!r}; choose {' or '.join(offered)}")
+  return functools.partial(
+    image_labels,
+    eta=settings.eta,
+    strict=settings.strict,
+    source_by_eta=settings.source == "eta",
+    prefix="whole_" if settings.scope == "image" else "",
+  )
+
+
 def image_labels(
-  label: jax.Array, valid: jax.Array, domain: jax.Array, class_sizes: jax.Array, eta: float
+  part: Mapping[str, jax.Array],
+  class_sizes: jax.Array,
+  *,
+  eta: float,
+  strict: bool = True,
+  source_by_eta: bool = False,
+  prefix: str = "",
 ) -> jax.Array:
-  """Which classes each crop shows, float32 [B, C]: any pixel of the truth on source, eq. 4's rule on target.
+  """Which classes each example shows, float32 [B, C]: any pixel of the truth on source, eq. 4's rule on target.
 
   Args:
-    label: [B, h, w], ground truth or pseudo-labels.
-    valid: [B, h, w], False beyond the image; all other pixels count in the share, ignored ones too.
-    domain: [B].
+    part: `label` [B, h, w], ground truth or pseudo-labels; `valid` [B, h, w], False beyond the image: all other pixels
+      count in the share, ignored ones too; `domain` [B].
     class_sizes: [C], h_s of eq. 4.
+    strict: share > eta · h_s; else >=.
+    source_by_eta: eq. 4's rule on source too.
+    prefix: of the names `label` and `valid`; empty for the crop, `whole_` for the image that it is of.
   """
-  on_source = priors.present(label, class_sizes.shape[0])
-  on_target = priors.weak_labels(label, class_sizes, eta, valid=valid)
-  return jnp.where((domain == self_training.SOURCE)[:, None], on_source, on_target)
+  label, valid = part[f"{prefix}label"], part[f"{prefix}valid"]
+  by_eta = priors.weak_labels(label, class_sizes, eta, strict, valid)
+  if source_by_eta:
+    return by_eta
+  on_source = (part["domain"] == self_training.SOURCE)[:, None]
+  return jnp.where(on_source, priors.present(label, class_sizes.shape[0], valid), by_eta)
 
 
 # SISC
 
 
-def patch_boxes(key: jax.Array, size: jax.Array, *, num: int, patch: tuple[int, int]) -> jax.Array:
-  """Where the K patches of an image begin, int32 [K, 2]."""
-  return pseudo_labels.random_boxes(key, num, patch, size)
+def sisc(config: ConfigDict) -> dict[str, Callable]:
+  """How images are labelled by their patches: views, forward and assemble of a `Labelling`.
+
+  Raises:
+    UserError: the patches do not fit the canvas, or cannot be mirrored cell by cell.
+  """
+  settings, canvas = config.sisc, tuple(config.canvas)
+  patch = tuple(settings.size)
+  if settings.relative_size:
+    patch = (round(settings.relative_size * canvas[0]),) * 2
+  if any(p > c for p, c in zip(patch, canvas, strict=True)):
+    raise UserError(f"config.sisc: a patch of {patch} is larger than config.canvas {canvas}; make it smaller")
+  if settings.flip and patch[1] % STRIDE:
+    raise UserError(f"config.sisc.flip: patches {patch[1]} wide are no multiple of {STRIDE}; set sisc.size to one")
+  whole = self_training.single_inference(config) if settings.whole_image else {}
+  scales = inference.parse_scales(config.labels.scales, "config.labels.scales")
+  return {
+    "views": functools.partial(sisc_views, num=settings.patches, patch=patch),
+    "forward": functools.partial(
+      sisc_forward,
+      patches=functools.partial(
+        patch_forward, predict=predict(config), patch=patch, batch=settings.batch, flip=settings.flip
+      ),
+      whole=whole.get("forward"),
+    ),
+    "assemble": functools.partial(
+      assemble_patches, patch=patch, votes=settings.votes, use_prior=config.labels.prior, scales=scales
+    ),
+  }
+
+
+def sisc_views(key: jax.Array, size: jax.Array, *, num: int, patch: tuple[int, int]) -> dict[str, jax.Array]:
+  """Where the K patches of an image begin, int32 [K, 2]; its size [2]."""
+  return {"patches": pseudo_labels.random_boxes(key, num, patch, size), "size": size}
+
+
+def sisc_forward(
+  state: State, images: jax.Array, views: Mapping[str, jax.Array], *, patches: Callable, whole: Callable | None
+) -> dict[str, Any]:
+  """What the network says of each patch alone and, where it counts too, of the whole image."""
+  outputs = {"patches": patches(state, images, views["patches"])}
+  return outputs if whole is None else {**outputs, "whole": whole(state, images, views["size"])}
 
 
 def patch_forward(
-  state: State, images: jax.Array, boxes: jax.Array, *, predict: Callable, patch: tuple[int, int], batch: int
+  state: State,
+  images: jax.Array,
+  boxes: jax.Array,
+  *,
+  predict: Callable,
+  patch: tuple[int, int],
+  batch: int,
+  flip: bool = False,
 ) -> jax.Array:
-  """Segments each patch alone: float16 log-probabilities [B, K, h, w, C], `batch` patches at a time."""
+  """Segments each patch alone: float16 log-probabilities [B, K, h, w, C], `batch` patches at a time.
+
+  With `flip` they are of the mean of its softmax and its mirror image's; cells of a mirrored patch lie on the patch's.
+  """
   num_images, num_patches = boxes.shape[:2]
 
   def one(index):
     image, box = images[index // num_patches], boxes[index // num_patches, index % num_patches]
     crop = jax.lax.dynamic_slice(image, (box[0], box[1], 0), (*patch, 3))
-    return inference.log_probabilities(predict(state, crop[None])[0])
+    if not flip:
+      return inference.log_probabilities(predict(state, crop[None])[0])
+    straight, mirrored = jax.nn.log_softmax(predict(state, jnp.stack([crop, crop[:, ::-1]])))
+    return inference.log_probabilities(jnp.logaddexp(straight, mirrored[:, ::-1]))
 
   outputs = jax.lax.map(one, jnp.arange(num_images * num_patches), batch_size=batch)
   return outputs.reshape(num_images, num_patches, *outputs.shape[1:])
@@ -170,30 +245,32 @@ def patch_forward(
 
 def assemble_patches(
   hyper: Mapping[str, jax.Array],
-  outputs: jax.Array,
-  boxes: jax.Array,
+  outputs: Mapping[str, Any],
+  boxes: Mapping[str, jax.Array],
   size: jax.Array,
   canvas: tuple[int, int],
   *,
   patch: tuple[int, int],
   votes: bool,
   use_prior: bool,
+  scales: tuple[float, ...] = (1.0,),
 ) -> tuple[jax.Array, jax.Array, dict]:
   """The mean softmax of the patches that see a pixel (section 3.2), or the relative frequency of their argmax.
 
   Args:
-    outputs: [K, h, w, C] of one image.
-    boxes: [K, 2].
+    outputs: `patches` [K, h, w, C] of one image; `whole`, where the whole image is one more vote.
+    boxes: `patches` [K, 2].
 
   Returns:
     Scores [H, W, C]; where a patch saw the image, bool [H, W].
   """
+  vote = pseudo_labels.votes if votes else lambda scores: scores
 
   def probabilities(output):
-    patch_scores = inference.upsample(jnp.exp(output.astype(jnp.float32)), patch)
-    return pseudo_labels.votes(patch_scores) if votes else patch_scores
+    return vote(inference.upsample(jnp.exp(output.astype(jnp.float32)), patch))
 
-  scores, covered = inference.mean_of_patches(outputs, boxes, canvas, probabilities)
+  whole = vote(self_training.mean_of_looks(outputs["whole"], size, canvas, scales)) if "whole" in outputs else None
+  scores, covered = inference.mean_of_patches(outputs["patches"], boxes["patches"], canvas, probabilities, whole)
   if use_prior:
     scores = priors.apply_prior(scores, hyper["prior"], size)
   return scores, covered & inference.content_mask(size, canvas), {}

@@ -3,14 +3,14 @@
 Stages: `source`, then `round_1` … `round_R`, each of which labels the target with the network it finds and trains on source
 and pseudo-labelled target together: shuffled into one list as the code does, or (`config.rounds.paired`, our choice)
 half a batch of each, normalised apart. Where `config.rounds.statistics_steps` asks for it, a stage `statistics` before the
-rounds fits BatchNorm's running statistics to the unlabelled target (AdaBN; Li et al. 2016), weights untouched.
+rounds, and the last steps of each round, make BatchNorm's running statistics those of the unlabelled target's whole images
+(AdaBN; Li et al. 2016), weights untouched: what training leaves there are statistics of augmented crops.
 
 `config.labels.threshold` tells ST (`global`, algorithm 1) from CBST (`class_balanced`, algorithm 2); `config.labels.prior`
 adds the spatial prior (-SP, eq. 9). `config.mode` trains the same steps on source labels alone (`source_only`) or with the
 target's true labels (`oracle`).
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,12 +21,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jax_uda import inference, losses, optimizers, priors, pseudo_labels
+from jax_uda import inference, losses, mining, optimizers, priors, pseudo_labels
 from jax_uda.data import transforms
 from jax_uda.data.label_spaces import IGNORE
 from jax_uda.errors import UserError
-from jax_uda.models import weights
-from jax_uda.models.segmenter import Segmenter
+from jax_uda.models import layers, weights
+from jax_uda.models.segmenter import STRIDE, WITHOUT_BATCH_NORM, Segmenter
 from jax_uda.state import DEVICE_AXIS, Fold, Labelling, Stage, State, Stream, TrainStep
 
 SOURCE, TARGET = 0, 1  # places in a mixed stream's `datasets`, which batches carry as `domain`
@@ -42,7 +42,14 @@ def segmenter(config: ConfigDict, batch_norm: str = "") -> Segmenter:
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
   """The segmenter's optimizer, with a learning rate of 1."""
   settings = config.optimizer
-  return optimizers.sgd(settings.momentum, settings.weight_decay, by_module={"head": settings.head_multiplier})
+  by_module = {"head": settings.head_multiplier}
+  return optimizers.sgd(
+    settings.momentum,
+    settings.weight_decay,
+    by_module=by_module,
+    bias_multiplier=settings.bias_multiplier,
+    bias_decay=settings.bias_decay,
+  )
 
 
 def init(config: ConfigDict, key: jax.Array) -> State:
@@ -54,7 +61,8 @@ def init(config: ConfigDict, key: jax.Array) -> State:
     initial = (*found.missing, *(name for name, _, _ in found.mismatched))
     print(f"weights: {len(found.loaded)} tensors from {config.weights}; left at random: {', '.join(initial) or 'the head'}")
   variables = jax.tree.map(lambda x, y: y if isinstance(x, jax.ShapeDtypeStruct) else x, known, jax.jit(make)())
-  return State(jnp.int32(0), {"segmenter": optimizers.make_network(variables, optimizer(config))}, {})
+  hyper = {"mined": jnp.zeros(config.num_classes, jnp.int32)} if mines(config) else {}
+  return State(jnp.int32(0), {"segmenter": optimizers.make_network(variables, optimizer(config))}, hyper)
 
 
 def predict(config: ConfigDict) -> Callable:
@@ -78,7 +86,12 @@ def label_statistics(config: ConfigDict) -> dict[str, Fold]:
       init=functools.partial(priors.init_spatial_prior, grid, config.num_classes),
       update=priors.update_spatial_prior,  # (stat, label, size)
       merge=priors.merge,
-      finish=functools.partial(priors.finish_spatial_prior, label_size=tuple(config.canvas)),
+      finish=functools.partial(
+        priors.finish_spatial_prior,
+        label_size=tuple(config.canvas),
+        kernel=config.labels.prior_kernel,
+        sigma=config.labels.prior_sigma,
+      ),
     )
   }
 
@@ -86,19 +99,12 @@ def label_statistics(config: ConfigDict) -> dict[str, Fold]:
 def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   """`source` and the rounds; labels from single inference on whole images."""
   players = {"segmenter": optimizer(config)}
-  first = joint_step(config, players, functools.partial(supervised_loss, model=segmenter(config)))
+  first = source_step(config, players)
   loss = functools.partial(supervised_loss, **round_settings(config))
-  later = joint_step(config, players, loss, round_streams(config), config.rounds.jitter)
-  labelling = round_labelling(
-    config,
-    views=no_views,
-    forward=functools.partial(whole_image_forward, predict=predict(config)),
-    assemble=functools.partial(assemble_whole_image, use_prior=config.labels.prior),
-  )
+  labelling = round_labelling(config, **single_inference(config))
   return [
     source_stage(config, sizes, players, first),
-    *statistics_stages(config),
-    *round_stages(config, sizes, players, later, labelling),
+    *round_stages(config, sizes, players, round_step(config, players, loss), labelling),
   ]
 
 
@@ -114,6 +120,7 @@ def train_step(
   players: Mapping[str, optax.GradientTransformation],
   loss: Callable,
   augment: Callable,
+  mine: Callable | None = None,
 ) -> tuple[State, dict[str, tuple[jax.Array, jax.Array]]]:
   """One joint update of some players on source and target (paper 003, eqs. 3 and 7).
 
@@ -125,9 +132,12 @@ def train_step(
     players: the optimizer of each network that learns.
     loss: (params by player, state, parts) -> this device's part of the global loss, (batch statistics by player,
       {metric: (sum, count)}), the metrics still to be summed over devices. Parts are examples, one dict a stream.
-    augment: (keys [B], image, label, size) -> image [B, h, w, 3], label [B, h, w], valid [B, h, w].
+    augment: (keys [B], image, label, size, centres [B, 2]) -> image [B, h, w, 3], label [B, h, w], valid [B, h, w].
+    mine: (keys [B], a batch, its domain [B], state) -> centres of the crops, see `mining.centre`; None: at random.
   """
-  parts = [examples(batches[name], name, jax.random.fold_in(key, i), augment) for i, name in enumerate(streams)]
+  parts = [
+    examples(state, batches[name], name, jax.random.fold_in(key, i), augment, mine) for i, name in enumerate(streams)
+  ]
   params = {name: state.networks[name].params for name in players}
   gradients, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(params, state, parts)
   gradients, metrics = jax.lax.psum((gradients, metrics), DEVICE_AXIS)
@@ -143,12 +153,39 @@ def train_step(
   return state.replace(step=state.step + 1, networks={**state.networks, **updated}), metrics
 
 
-def examples(batch: Mapping[str, jax.Array], stream: str, key: jax.Array, augment: Callable) -> dict[str, jax.Array]:
-  """A batch of the pipeline as training sees it: augmented, keyed per example, its domain known."""
+def examples(
+  state: State, batch: Mapping[str, jax.Array], stream: str, key: jax.Array, augment: Callable, mine: Callable | None = None
+) -> dict[str, jax.Array]:
+  """A batch of the pipeline as training sees it: augmented, keyed per example, its domain known.
+
+  Beside the crop's image, label and valid, `whole_label` [B, H, W] and `whole_valid` are those of all the image.
+  """
   keys = jax.vmap(lambda draw: jax.random.split(jax.random.fold_in(key, draw)))(batch["draw"])
-  image, label, valid = augment(keys[:, 0], batch["image"], batch["label"], batch["size"])
   domain = jnp.full_like(batch["domain"], TARGET) if stream == "target" else batch["domain"]
-  return {"image": image, "label": label, "valid": valid, "domain": domain, "keys": keys[:, 1]}
+  centres = None if mine is None else mine(keys[:, 0], batch, domain, state)
+  image, label, valid = augment(keys[:, 0], batch["image"], batch["label"], batch["size"], centres=centres)
+  whole = {
+    "whole_label": batch["label"],
+    "whole_valid": jax.vmap(inference.content_mask, (0, None))(batch["size"], batch["label"].shape[1:]),
+  }
+  return {"image": image, "label": label, "valid": valid, "domain": domain, "keys": keys[:, 1], **whole}
+
+
+def mined_centres(
+  keys: jax.Array,
+  batch: Mapping[str, jax.Array],
+  domain: jax.Array,
+  state: State,
+  *,
+  probability: float,
+  domains: tuple[int, ...],
+) -> jax.Array:
+  """Centres of crops on rare classes, int32 [B, 2], in images of these domains; negative elsewhere."""
+  keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)  # augmentation has 0 to 2
+  found = jax.vmap(mining.centre, (0, 0, 0, None, None))(
+    keys, batch["label"], batch["size"], state.hyper["mined"], probability
+  )
+  return jnp.where(jnp.isin(domain, jnp.array(domains))[:, None], found, -1)
 
 
 def segmentation_loss(
@@ -157,12 +194,15 @@ def segmentation_loss(
   parts: Sequence[Mapping[str, jax.Array]],
   *,
   model: Segmenter,
-  statistics_pace: float = 1.0,
+  at: str = "pixels",
+  hard_below: float = 1.0,
+  hard_least: int = 0,
 ) -> tuple[jax.Array, tuple[dict, dict], list[jax.Array]]:
   """Cross-entropy (paper 003, eq. 3): the mean over the kept pixels of the global batch; over parts, the mean of those.
 
   Args:
-    statistics_pace: how far the running batch statistics go of the way that BatchNorm would take them in a step.
+    at: `pixels` or `stride`, see `config.loss_at`.
+    hard_below, hard_least: which pixels count, see `losses.hard_pixels`; at 1, all labelled ones.
 
   Returns:
     This device's part of the loss; (batch statistics, metrics); the latent maps [B, h, w, F], one a part.
@@ -175,14 +215,17 @@ def segmentation_loss(
     (logits, latent), changed = model.apply(
       variables, part["image"], train=True, keys=part["keys"], mutable=["batch_stats"]
     )
-    if "batch_stats" in changed:  # frozen BatchNorm changes none
-      ours = variables["batch_stats"]
-      batch_stats = jax.tree.map(lambda a, b: a + statistics_pace * (b - a), ours, changed["batch_stats"])
-    logits = jax.vmap(lambda x, size=label.shape[1:]: inference.upsample(x, size))(logits)
+    batch_stats = changed.get("batch_stats", batch_stats)  # frozen BatchNorm changes none
+    if at == "stride":
+      label = losses.labels_at_stride(label, STRIDE)
+    else:
+      logits = jax.vmap(lambda x, size=label.shape[1:]: inference.upsample(x, size))(logits)
+    if hard_below < 1:
+      label = losses.hard_pixels(logits, label, hard_below, hard_least)
     pairs.append(losses.cross_entropy(logits, label))
     latents.append(latent)
     target = (part["domain"] == TARGET)[:, None, None]
-    kept += jnp.sum(target & (label != IGNORE))
+    kept += jnp.sum(target & (part["label"] != IGNORE))
     seen += jnp.sum(target & part["valid"])
   loss = sum(losses.mean((total, jax.lax.psum(count, DEVICE_AXIS))) for total, count in pairs) / len(pairs)
   total, count = (sum(x) for x in zip(*pairs, strict=True))
@@ -199,14 +242,22 @@ def supervised_loss(
 
 
 def statistics_step(
-  state: State, batches: Mapping[str, dict[str, jax.Array]], key: jax.Array, *, model: Segmenter, augment: Callable
+  state: State, batches: Mapping[str, dict[str, jax.Array]], key: jax.Array, *, model: Segmenter
 ) -> tuple[State, dict[str, tuple[jax.Array, jax.Array]]]:
-  """Moves the running batch statistics, and nothing else, towards those of a batch of the stream `target`."""
-  network = state.networks["segmenter"]
-  seen = examples(batches["target"], "target", key, augment)
+  """Makes the running batch statistics the mean of those of the stream `whole`, whose steps follow `hyper["num_steps"]`.
+
+  The images are whole and as they are, as the network will see them when it labels and when it is scored.
+  """
+  network, batch = state.networks["segmenter"], batches["whole"]
   variables = {"params": network.params, "batch_stats": network.batch_stats}
-  (logits, _), changed = model.apply(variables, seen["image"], train=True, keys=seen["keys"], mutable=["batch_stats"])
-  batch_stats = jax.lax.pmean(changed["batch_stats"], DEVICE_AXIS)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["draw"])
+  (logits, _), changed = model.apply(
+    variables, inference.prepare(batch["image"], batch["size"]), train=True, keys=keys, mutable=["batch_stats"]
+  )
+  # BatchNorm goes a fixed part of the way towards the batch's statistics; a mean of n goes an n-th of it.
+  part = 1 / ((1 - layers.MOMENTUM) * (state.step - state.hyper["num_steps"] + 1))
+  batch_stats = jax.tree.map(lambda a, b: a + part * (b - a), network.batch_stats, changed["batch_stats"])
+  batch_stats = jax.lax.pmean(batch_stats, DEVICE_AXIS)
   confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
   metrics = {"confidence": (confidence.sum(), jnp.int32(confidence.size))}
   networks = {**state.networks, "segmenter": network.replace(batch_stats=batch_stats)}
@@ -216,16 +267,36 @@ def statistics_step(
 # Stages
 
 
-def joint_step(
-  config: ConfigDict,
-  players: Mapping[str, optax.GradientTransformation],
-  loss: Callable,
-  streams: tuple[str, ...] = ("train",),
-  jitter: float = 0.0,
-) -> TrainStep:
-  """`train_step` for these players on these streams."""
-  augment = _augment(config, jitter)
-  return TrainStep(streams, functools.partial(train_step, streams=streams, players=players, loss=loss, augment=augment))
+def source_step(config: ConfigDict, players: Mapping[str, optax.GradientTransformation]) -> TrainStep:
+  """`train_step` of the stage `source`."""
+  loss = functools.partial(supervised_loss, model=segmenter(config), at=_loss_at(config))
+  how = {"streams": ("train",), "players": players, "loss": loss, "augment": _augment(config)}
+  return TrainStep(("train",), functools.partial(train_step, **how))
+
+
+def round_step(config: ConfigDict, players: Mapping[str, optax.GradientTransformation], loss: Callable) -> TrainStep:
+  """`train_step` of the rounds, on what `config.mode` trains on."""
+  paired = config.rounds.paired and config.mode != "source_only"
+  streams = ("source", "target") if paired else ("train",)
+  how = {"streams": streams, "players": players, "loss": loss, "augment": _augment(config, config.rounds.jitter)}
+  if mines(config):
+    settings = config.mining
+    domains = {"target": (TARGET,), "source": (SOURCE,), "both": (SOURCE, TARGET)}[settings.on]
+    how["mine"] = functools.partial(mined_centres, probability=settings.probability, domains=domains)
+  return TrainStep(streams, functools.partial(train_step, **how))
+
+
+def mines(config: ConfigDict) -> bool:
+  """Whether crops are centred on rare classes; raises `UserError` for a `config.mining.on` that is not offered."""
+  if config.mining.on not in ("target", "source", "both"):
+    raise UserError(f"config.mining.on is {config.mining.on!r}; choose target, source or both")
+  return config.mode == "adapt" and config.mining.probability > 0 and config.mining.classes > 0
+
+
+def _loss_at(config: ConfigDict) -> str:
+  if config.loss_at not in ("pixels", "stride"):
+    raise UserError(f"config.loss_at is {config.loss_at!r}; choose pixels or stride")
+  return config.loss_at
 
 
 def _augment(config: ConfigDict, jitter: float = 0.0) -> Callable:
@@ -236,37 +307,14 @@ def _augment(config: ConfigDict, jitter: float = 0.0) -> Callable:
 
 
 def round_settings(config: ConfigDict) -> dict[str, Any]:
-  """How `segmentation_loss` differs in the rounds."""
+  """How `segmentation_loss` goes in the rounds."""
   rounds = config.rounds
-  return {"model": segmenter(config, rounds.batch_norm), "statistics_pace": rounds.statistics_pace}
-
-
-def round_streams(config: ConfigDict) -> tuple[str, ...]:
-  """The streams that a round's step draws from."""
-  if config.rounds.paired and config.mode != "source_only":
-    return ("source", "target")
-  return ("train",)
-
-
-def statistics_stages(config: ConfigDict) -> list[Stage]:
-  """Running batch statistics of the unlabelled target, before it is labelled (Li et al., AdaBN): one stage, or none."""
-  settings = config.rounds
-  if not settings.statistics_steps or config.mode == "source_only":
-    return []
-  batch_norm = settings.batch_norm or config.network.batch_norm
-  if batch_norm == "frozen":
-    raise UserError("config.rounds.statistics_steps: frozen BatchNorm has no statistics to fit; set it to 0")
-  step = functools.partial(statistics_step, model=segmenter(config, batch_norm), augment=_augment(config))
-  return [
-    Stage(
-      name="statistics",
-      num_steps=settings.statistics_steps,
-      streams={"target": Stream(("target",), settings.batch)},
-      steps={"statistics": TrainStep(("target",), step)},
-      begin=lambda state, key: state.replace(step=jnp.int32(0)),
-      pick=lambda step: "statistics",
-    )
-  ]
+  return {
+    "model": segmenter(config, rounds.batch_norm),
+    "at": _loss_at(config),
+    "hard_below": rounds.hard_below,
+    "hard_least": rounds.hard_least,
+  }
 
 
 def source_stage(
@@ -293,31 +341,57 @@ def round_stages(
   step: TrainStep,
   labelling: Callable[[float], Labelling],
 ) -> list[Stage]:
-  """The rounds: what `config.mode` trains on, with the portion and the learning rate of each round."""
+  """The rounds: what `config.mode` trains on, with the portion and the learning rate of each round.
+
+  Before them, where they want the target's batch statistics, the stage `statistics`; at their end, steps of that kind.
+  """
   if config.mode not in ("adapt", "source_only", "oracle"):
     raise UserError(f"config.mode is {config.mode!r}; choose adapt, source_only or oracle")
   settings = config.rounds
   target = {"adapt": ("target",), "oracle": ("target_truth",), "source_only": ()}[config.mode]
-  result = []
+  result, whole = [], {}
+  if settings.statistics_steps and target:
+    batch_norm = settings.batch_norm or config.network.batch_norm
+    if batch_norm == "frozen" or config.network.backbone in WITHOUT_BATCH_NORM:
+      raise UserError("config.rounds.statistics_steps: frozen or no BatchNorm has no statistics to fit; set it to 0")
+    update = functools.partial(statistics_step, model=segmenter(config, batch_norm))
+    statistics = {"statistics": TrainStep(("whole",), update)}
+    whole = {"whole": Stream(("target_images",), settings.batch)}
+    result.append(
+      Stage(
+        name="statistics",
+        num_steps=settings.statistics_steps,
+        streams=whole,
+        steps=statistics,
+        begin=begin_statistics,
+        pick=lambda step: "statistics",
+      )
+    )
+  num_target = sizes["target"]
+  if config.mode == "adapt":
+    num_target = max(1, round(settings.target_share * num_target))  # as the labelling will choose
+  if settings.source_draw not in ("cumulative", "random"):
+    raise UserError(f"config.rounds.source_draw is {settings.source_draw!r}; choose cumulative or random")
   for r in range(settings.num):
-    subset = source_subset(sizes["source"], source_share(config, r), config.seed)
-    mixed = (*subset, *range(sizes["source"], sizes["source"] + sizes["target"]))
+    draw = r + 1 if settings.source_draw == "random" else 0
+    subset = source_subset(sizes["source"], source_share(config, r), (config.seed, draw))
+    mixed = (*subset, *range(sizes["source"], sizes["source"] + num_target))
     if "target" in step.streams:
       streams = {"source": Stream(("source",), settings.batch, subset), "target": Stream(target, settings.batch)}
     else:  # as many images a step where only source is trained on
       batch = settings.batch * (2 if settings.paired else 1)
       streams = {"train": Stream(("source", *target), batch, mixed if target else None)}
-    epoch = sizes["target"] if settings.paired else len(mixed)
+    epoch = num_target if settings.paired else len(mixed)
     num_steps = settings.steps or _steps(settings.epochs, epoch, settings.batch)
     hyper = optimizers.schedule(settings.rate / settings.rate_divisor**r, num_steps, settings.power)
     result.append(
       Stage(
         name=f"round_{r + 1}",
-        num_steps=num_steps,
-        streams=streams,
-        steps={"train": step},
+        num_steps=num_steps + (settings.statistics_steps if whole else 0),
+        streams={**streams, **whole},
+        steps={"train": step, **(statistics if whole else {})},
         begin=functools.partial(begin, players=players, hyper=hyper),
-        pick=lambda step: "train",
+        pick=lambda step, num_steps=num_steps: "train" if step < num_steps else "statistics",
         labelling=labelling(portion(config, r)) if config.mode == "adapt" else None,
       )
     )
@@ -333,6 +407,12 @@ def begin(
   return State(jnp.int32(0), {**state.networks, **fresh}, {**state.hyper, **hyper})
 
 
+def begin_statistics(state: State, key: jax.Array) -> State:
+  """Step 0 of the stage `statistics`, in which no step trains."""
+  del key
+  return state.replace(step=jnp.int32(0), hyper={**state.hyper, "num_steps": np.float32(0)})
+
+
 def portion(config: ConfigDict, r: int) -> float:
   """The portion p_r of the target that round r = 0, 1, … labels: min(p_0 + r·Δp, p_max)."""
   labels = config.labels
@@ -346,7 +426,7 @@ def source_share(config: ConfigDict, r: int) -> float:
   return min(settings.source_share + r * settings.source_share_step, settings.source_share_max)
 
 
-def source_subset(num: int, share: float, seed: int) -> tuple[int, ...]:
+def source_subset(num: int, share: float, seed: int | Sequence[int]) -> tuple[int, ...]:
   """A share of the source images, at least one; with the same seed a larger share holds a smaller one."""
   return tuple(np.random.default_rng(seed).permutation(num)[: max(1, round(share * num))].tolist())
 
@@ -372,19 +452,29 @@ def round_labelling(config: ConfigDict, **how: Any) -> Callable[[float], Labelli
     raise UserError(f"config.labels.threshold is {labels.threshold!r}; choose one of {', '.join(rules)}")
   if labels.rank not in pseudo_labels.RANKS:
     raise UserError(f"config.labels.rank is {labels.rank!r}; choose one of {', '.join(pseudo_labels.RANKS)}")
-  pool = Fold(
-    init=functools.partial(pseudo_labels.init_histogram, config.num_classes),
-    update=pool_confidences,
-    merge=pseudo_labels.merge_histograms,
-    finish=functools.partial(rules[labels.threshold], rank=labels.rank),
-  )
+  settings, share = config.mining, config.rounds.target_share
+  tiers = functools.partial(mining.tiers, num=settings.classes, rare=settings.rare)
+  mined = {
+    "hyper": lambda found: {"mined": tiers(found["pools"]["shares"])},
+    "lines": functools.partial(mined_lines, tiers),
+  }
 
   def at(portion: float) -> Labelling:
+    thresholds = functools.partial(rules[labels.threshold], portion=portion, rank=labels.rank)
+    pools = Fold(
+      init=functools.partial(pseudo_labels.init_histogram, config.num_classes),
+      update=pool_confidences,
+      merge=pseudo_labels.merge_histograms,
+      finish=lambda histogram: {"thresholds": thresholds(histogram), "shares": pool_shares(histogram)},
+    )
     return Labelling(
-      folds={"thresholds": dataclasses.replace(pool, finish=functools.partial(pool.finish, portion=portion))},
+      folds={"pools": pools},
       select=select,
-      numbers=lambda found: {"portion": portion, "thresholds": np.asarray(found["thresholds"])},
+      numbers=lambda found: {"portion": portion, **jax.tree.map(np.asarray, found["pools"])},
       batch=labels.batch,
+      share=share,
+      ease=ease if share < 1 else None,
+      **(mined if mines(config) else {}),
       **how,
     )
 
@@ -397,37 +487,102 @@ def pool_confidences(histogram: Any, found: dict, scores: jax.Array, valid: jax.
   return pseudo_labels.update_histogram(histogram, scores, valid)
 
 
+def pool_shares(histogram: pseudo_labels.Histogram) -> np.ndarray:
+  """Share of the target's pixels that are predicted as each class, float32 [C]."""
+  pixels = np.asarray(histogram.counts).sum(1, dtype=np.int64)
+  return (pixels / max(pixels.sum(), 1)).astype(np.float32)
+
+
+def mined_lines(tiers: Callable, found: dict, classes: Sequence[str]) -> list[str]:
+  """Which classes crops are centred on, and the share of the target's pixels that is predicted as each."""
+  shares = found["pools"]["shares"]
+  chosen = tiers(shares)
+  order = [c for c in np.argsort(shares, kind="stable") if chosen[c]]
+  names = [f"{classes[c]} {shares[c]:.2%}{' (rare)' if chosen[c] == mining.RARE else ''}" for c in order]
+  return [f"crops are centred on {', '.join(names)}"]
+
+
+def ease(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> jax.Array:
+  """How easy an image is: the mean, over the classes predicted in it, of the mean confidence at their pixels."""
+  del found, extras
+  predicted, confidence = jnp.where(valid, scores.argmax(-1), scores.shape[-1]), scores.max(-1)
+  none = jnp.zeros(scores.shape[-1])
+  pixels = none.at[predicted].add(1, mode="drop")
+  means = none.at[predicted].add(confidence, mode="drop") / jnp.maximum(pixels, 1)
+  return means.sum() / jnp.maximum((pixels > 0).sum(), 1)
+
+
 def select(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> jax.Array:
   """Eqs. 5 and 8 of paper 004."""
   del extras
-  return jnp.where(valid, pseudo_labels.select(scores, found["thresholds"]), IGNORE).astype(jnp.uint8)
+  return jnp.where(valid, pseudo_labels.select(scores, found["pools"]["thresholds"]), IGNORE).astype(jnp.uint8)
 
 
-def no_views(key: jax.Array, size: jax.Array) -> tuple[()]:
-  """The whole image needs no boxes."""
-  del key, size
-  return ()
+def single_inference(config: ConfigDict) -> dict[str, Callable]:
+  """How whole images are labelled: views, forward and assemble of a `Labelling`."""
+  scales, flip = inference.parse_scales(config.labels.scales, "config.labels.scales"), config.labels.flip
+  return {
+    "views": whole_image,
+    "forward": functools.partial(whole_image_forward, predict=predict(config), scales=scales, flip=flip),
+    "assemble": functools.partial(assemble_whole_image, scales=scales, use_prior=config.labels.prior),
+  }
 
 
-def whole_image_forward(state: State, images: jax.Array, boxes: tuple[()], *, predict: Callable) -> jax.Array:
-  """Single inference: float16 log-probabilities [B, h, w, C]."""
-  del boxes
-  return inference.log_probabilities(predict(state, images))
+def whole_image(key: jax.Array, size: jax.Array) -> jax.Array:
+  """The view of a whole image is its size, int32 [2]."""
+  del key
+  return size
+
+
+def whole_image_forward(
+  state: State,
+  images: jax.Array,
+  sizes: jax.Array,
+  *,
+  predict: Callable,
+  scales: tuple[float, ...] = (1.0,),
+  flip: bool = False,
+) -> list[dict[str, jax.Array]]:
+  """Float16 log-probabilities [B, h, w, C] of whole images [B, H, W, 3]: {"low"} by scale, and with `flip` {"mirrored"}."""
+  canvas, looks = images.shape[1:3], {"low": images}
+  if flip:
+    looks["mirrored"] = jax.vmap(inference.mirror)(images, sizes[:, 1])
+
+  def low(look, scale):
+    shape = (len(look), *inference.scaled_canvas(canvas, scale), 3)
+    return inference.log_probabilities(predict(state, look if scale == 1 else jax.image.resize(look, shape, "linear")))
+
+  return [{name: low(look, scale) for name, look in looks.items()} for scale in scales]
+
+
+def mean_of_looks(
+  outputs: Sequence[Mapping[str, jax.Array]], size: jax.Array, canvas: tuple[int, int], scales: tuple[float, ...]
+) -> jax.Array:
+  """Upsampled softmax [H, W, C] of one image, averaged over what `whole_image_forward` gives of it."""
+  total, count = 0.0, 0
+  for looks, scale in zip(outputs, scales, strict=True):
+    scaled = inference.scaled_canvas(canvas, scale)
+    factors = tuple(STRIDE * n / m for n, m in zip(canvas, scaled, strict=True))
+    for name, low in looks.items():
+      scores = inference.upsample(jnp.exp(low.astype(jnp.float32)), canvas, factors)
+      total += inference.mirror(scores, size[1]) if name == "mirrored" else scores
+      count += 1
+  return total / count
 
 
 def assemble_whole_image(
   hyper: Mapping[str, jax.Array],
-  outputs: jax.Array,
-  boxes: tuple[()],
+  outputs: Sequence[Mapping[str, jax.Array]],
+  boxes: jax.Array,
   size: jax.Array,
   canvas: tuple[int, int],
   *,
   use_prior: bool,
+  scales: tuple[float, ...] = (1.0,),
 ) -> tuple[jax.Array, jax.Array, dict]:
   """Upsampled softmax of one image, times the prior where it is used."""
   del boxes
-  scores = inference.upsample(jnp.exp(outputs.astype(jnp.float32)), canvas)
+  scores = mean_of_looks(outputs, size, canvas, scales)
   if use_prior:
     scores = priors.apply_prior(scores, hyper["prior"], size)
   return scores, inference.content_mask(size, canvas), {}
-

@@ -1,0 +1,229 @@
+"""The configs that come with jax_uda: what each word after the colon sets, and what configs/README.md says of them."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from configs import default
+from jax_uda import check
+from jax_uda.config import known_configs, load_config
+from jax_uda.errors import UserError
+from jax_uda.experiment import differences
+
+README = (Path(__file__).parent.parent / "configs/README.md").read_text()
+
+WORDS = {
+  "st_gta": ("code", "vgg16"),
+  "cbst_gta": ("code", "vgg16"),
+  "cbst_synthia": ("code", "vgg16"),
+  "cbst_nthu": ("code",),
+  "cbst_bddv": ("code",),
+  "mlsl_gta": ("code", "sisc"),
+  "mlsl_synthia": ("code", "sisc"),
+}
+def commands() -> list[list[str]]:
+  """Every config in the README with the flags that stand with it."""
+  return [shlex.split(span) for span in re.findall(r"`(configs/[^`]+)`", README)]
+
+
+def rows() -> list[tuple[str, str]]:
+  """The README's rows of the papers' tables: (path of the config, reported scores)."""
+  return re.findall(r"^\| `(configs/\w+\.py)[^|]*\|[^|]*\| ([\d., /]+) \| \|$", README, re.MULTILINE)
+
+
+def changed(before, after) -> dict:
+  """{field: new value} of what differs between two configs."""
+  lines = differences(before.to_dict(), after.to_dict())
+  fields = [line.partition(":")[0] for line in lines]
+  return {field: at(after, field) for field in fields}
+
+
+def at(config, field: str):
+  for name in field.split("."):
+    config = config[name]
+  return config
+
+
+RELEASED = {  # methods.md, section 1, is where each of these is said
+  "augmentation.crop": (504, 504),
+  "optimizer.bias_multiplier": 2.0,
+  "optimizer.bias_decay": False,
+  "loss_at": "stride",
+  "rounds.batch_norm": "frozen",
+  "mining.classes": 3,
+  "mining.on": "both",
+  "labels.rank": "code",
+  "labels.flip": True,
+}
+
+
+def test_all_that_the_released_code_of_cbst_has_otherwise():
+  paper, code = default.self_training(), default.self_training()
+  default.released_self_training(code)
+  assert changed(paper, code) == {**RELEASED, "rounds.num": 6, "labels.portion": 0.15, "labels.scales": "0.9033"}
+  # Where the paper says nothing the defaults are the code's already.
+  assert code.optimizer.momentum == 0.9 and code.optimizer.weight_decay == 5e-4
+  assert code.rounds.rate_divisor == pytest.approx(1.41421356) and not code.rounds.paired
+  assert (code.rounds.source_share, code.rounds.source_share_step, code.rounds.source_share_max) == (0.03, 0.0025, 0.06)
+  assert code.rounds.source_draw == "cumulative"
+  assert code.mining.probability == 0.8 and code.mining.rare == 0.001
+  assert code.rounds.hard_below == 1.0  # MLSL's
+  assert round(2048 * float(code.labels.scales)) == 1850
+
+
+def test_all_that_the_released_code_of_mlsl_has_otherwise():
+  paper, code = default.mlsl(), default.mlsl()
+  default.released_mlsl(code)
+  released = {
+    **RELEASED,
+    "labels.portion": 0.15,
+    "labels.prior": True,
+    "sisc.patches": 25,
+    "sisc.flip": True,
+    "sisc.whole_image": True,
+    "weak_labels.eta": 0.0225,
+    "weak_labels.strict": False,
+    "weak_labels.source": "eta",
+    "weak_labels.activation": "code",
+  }
+  assert changed(paper, code) == {**released, "weak_labels.weight": 0.04}
+  assert code.rounds.num == 6 and code.labels.scales == "1" and code.weak_labels.scope == "crop"
+  alone = default.mlsl()
+  alone.weak_labels.weight = 0.0
+  default.released_mlsl(alone)
+  assert changed(paper, alone) == {**released, "weak_labels.weight": 0.0, "rounds.hard_below": 0.6}
+  assert alone.rounds.hard_least == 256
+
+
+def test_a_preset_undoes_what_else_a_config_has_chosen():
+  """The values that the defaults have already are set all the same."""
+  config, fresh = load_config("configs/demo.py"), default.mlsl()
+  default.released_mlsl(config)
+  default.released_mlsl(fresh)
+  for field in ("rounds.paired", "rounds.source_share", "rounds.source_share_max", "mining.probability", "loss_at"):
+    assert at(config, field) == at(fresh, field)
+
+
+@pytest.mark.parametrize(("name", "portion", "source_share", "scales", "prior"), [
+  ("st_gta", 0.15, 0.03, "0.9033", False), ("cbst_gta", 0.15, 0.03, "0.9033", False),
+  ("cbst_synthia", 0.20, 0.02, "0.9033", False), ("cbst_nthu", 0.20, 0.03, "0.9033", False),
+  ("cbst_bddv", 0.15, 0.03, "1.4453", False), ("mlsl_gta", 0.15, 0.03, "1", True),
+  ("mlsl_synthia", 0.20, 0.02, "1", False),
+])  # fmt: skip
+def test_code_by_source(name, portion, source_share, scales, prior):
+  config = load_config(f"configs/{name}.py:code")
+  labels = config.labels
+  assert (labels.portion, config.rounds.source_share, labels.scales, labels.prior) == (portion, source_share, scales, prior)
+  assert config.rounds.num == 6 and config.mining.probability == 0.8 and config.mining.on == "both"
+  assert {field: at(config, field) for field in RELEASED} == RELEASED
+  # The data, and what only the paper gives, stay.
+  paper = load_config(f"configs/{name}.py")
+  for field in ("source", "target", "test", "canvas", "protocols", "source_training", "network"):
+    assert config[field] == paper[field]
+  assert (config.rounds.rate, config.rounds.batch) == (paper.rounds.rate, paper.rounds.batch)
+
+
+def test_the_papers_settings():
+  for name in WORDS:
+    config = load_config(f"configs/{name}.py")
+    assert config == load_config(f"configs/{name}.py:paper")
+    assert config.network.backbone == "resnet38" and config.augmentation.crop == (500, 500)
+    assert config.rounds.epochs == 2 and config.rounds.rate == 1e-4 and config.rounds.batch_norm == "frozen"
+    assert (config.labels.portion, config.labels.portion_step, config.labels.portion_max) == (0.20, 0.05, 0.50)
+    assert config.labels.rank == "paper" and not config.labels.prior and not config.labels.flip
+    assert config.rounds.num == (6 if config.method == "mlsl" else 3)
+    assert config.labels.threshold == ("global" if name == "st_gta" else "class_balanced")
+    assert config.source_training.epochs == (50 if "synthia" in name else 30)
+    assert config.mining.classes == 5 and config.mining.on == "target"
+    assert config.mining.probability == (0 if name in ("st_gta", "cbst_synthia", "mlsl_synthia") else 0.8)
+  for name in ("mlsl_gta", "mlsl_synthia"):
+    both, alone = load_config(f"configs/{name}.py"), load_config(f"configs/{name}.py:sisc")
+    assert (both.sisc.patches, both.sisc.size, both.weak_labels.eta) == (50, (512, 512), 0.05)
+    assert (both.weak_labels.weight, both.rounds.batch) == (0.025, 1)
+    assert changed(both, alone) == {"weak_labels.weight": 0.0, "rounds.batch": 2}
+
+
+def test_what_sources_and_protocols_the_rows_have():
+  for name in ("cbst_synthia", "mlsl_synthia"):
+    config = load_config(f"configs/{name}.py")
+    assert config.source.kind == "synthia" and config.protocols == "synthia16,synthia13"
+  for name in ("st_gta", "cbst_gta", "mlsl_gta", "cbst_bddv"):
+    assert load_config(f"configs/{name}.py").source.kind == "gta5"
+  for name in ("st_gta", "cbst_gta", "mlsl_gta", "cbst_synthia", "mlsl_synthia"):
+    config = load_config(f"configs/{name}.py")
+    for spec, split in ((config.target, "train"), (config.test, "val")):
+      assert spec.to_dict() == default.dataset("cityscapes", dir="Cityscapes", split=split).to_dict()
+  # Equal source stages, so that one may start from the other's.
+  st, cbst = load_config("configs/st_gta.py"), load_config("configs/cbst_gta.py")
+  assert changed(cbst, st) == {"labels.threshold": "global", "mining.probability": 0.0}
+
+
+@pytest.mark.parametrize("name", ["st_gta", "cbst_gta", "cbst_synthia"])
+def test_vgg16_as_a_word_and_by_field(name):
+  word = load_config(f"configs/{name}.py:vgg16")
+  fields = ("network.backbone=fcn8s_vgg16", "rounds.rate=1e-6", "rounds.batch=1")
+  crops = ("augmentation.scale=(1,1)", "augmentation.flip=False")
+  assert word == load_config(f"configs/{name}.py", [*fields, *crops])
+  # In both readings, in either order.
+  code = load_config(f"configs/{name}.py:code,vgg16")
+  assert code == load_config(f"configs/{name}.py:vgg16,code") == load_config(f"configs/{name}.py:code", [*fields, *crops])
+
+
+def test_fields_come_after_the_words():
+  config = load_config("configs/mlsl_gta.py:code,sisc", ["sisc.patches=0", "labels.prior=False", "labels.portion=0.1"])
+  assert (config.sisc.patches, config.labels.prior, config.labels.portion) == (0, False, 0.1)
+  assert config.rounds.hard_below == 0.6 and config.rounds.batch == 2
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_words_that_a_config_does_not_know(name):
+  for reading in ("cod", "code,vgg19", ""):
+    wrong = reading.rpartition(",")[2]
+    offered = ", ".join(("paper", *WORDS[name]))
+    with pytest.raises(UserError, match=rf"configs/{name}\.py.*no reading '{wrong}'; .* stand {offered}$"):
+      load_config(f"configs/{name}.py:{reading}")
+
+
+def test_every_config_is_in_the_readme_and_every_command_there_loads():
+  assert {command[0].partition(":")[0] for command in commands()} == set(known_configs())
+  for file, *flags in commands():
+    assert all(flag.startswith("--config.") for flag in flags)
+    load_config(file, [flag.removeprefix("--config.") for flag in flags])
+  for name, known in WORDS.items():
+    assert set(known) - {"code"} <= set(re.findall(rf"^\| `(\w+)` \|.*`{name}`", README, re.MULTILINE))
+
+
+def test_scores_in_the_readme_are_those_in_the_docstrings():
+  found = rows()
+  assert {path for path, _ in found} == {f"configs/{name}.py" for name in WORDS}
+  for path, scores in found:
+    said = importlib.import_module(path.removesuffix(".py").replace("/", ".")).__doc__
+    for score in re.findall(r"[\d.]+", scores):
+      assert score in said, (path, score)
+    assert "measured this config yet" in " ".join(said.split())
+
+
+CHECKED = [*known_configs(), "configs/cbst_gta.py:code", "configs/cbst_gta.py:vgg16", "configs/mlsl_gta.py:code,sisc"]
+
+
+@pytest.mark.parametrize("file", CHECKED)
+def test_check_passes(file, tmp_path):
+  """In one round, and with a small network in place of ResNet-38, which takes its time and is checked in test_main."""
+  config = load_config(file)
+  if "rounds" in config:
+    config.rounds.num = 1
+  if config.network.backbone == "resnet38":
+    config.network.update({"backbone": "resnet18", "num_stages": 3})
+  if config.source.kind == "folder":
+    for part in ("images", "labels"):
+      (tmp_path / part).mkdir()
+      (tmp_path / part / "a.png").write_bytes(b"never read")
+    (tmp_path / "classes.csv").write_text("name,id,red,green,blue\ncat,0,1,2,3\ndog,1,4,5,6\n")
+    config.source.dir = config.target.dir = str(tmp_path)
+  said = check.describe(config)
+  assert "every shape fits" in said
+  if config.network.backbone == "fcn8s_vgg16":
+    assert "segmenter: 134,353,017 parameters" in said  # test_models derives it from the layer list
