@@ -14,7 +14,7 @@ def dataset(kind: str = "", **fields) -> ConfigDict:
     "kind": kind,  # street_world, folder, camvid, gta5, synthia, cityscapes, bdd100k, nthu, ade20k; empty for none
     "dir": "",  # under data_dir, unless it is absolute
     "list": "",
-    "only": "",  # a text file of image ids, one a line: the others are left out
+    "only": "",  # path of a text file of image ids, one a line: the others are left out
     "split": "",
     "domain": "",
     "num": 0,
@@ -72,6 +72,8 @@ def general() -> ConfigDict:
   # label in the middle of each cell.
   config.loss_at = "pixels"
   config.eval_batch = 1  # images a device
+  config.eval_scales = "1"  # of the canvas, commas between: their softmax is averaged where the run is scored
+  config.eval_flip = False  # average with the mirror image's, too (code)
   # What is scored of the classes that the network knows: cityscapes19, synthia16, synthia13, nthu13, camvid11, ade150, with
   # commas between; the first gives the run's mIoU. Empty: all its classes.
   config.protocols = ""
@@ -124,7 +126,7 @@ def self_training() -> ConfigDict:
     # Online hard example mining (code of MLSL, for SISC alone: 0.6): the loss counts pixels whose label has at most this
     # probability, and at least `hard_least` of each crop; 1 counts all.
     "hard_below": 1.0,
-    "hard_least": 256,
+    "hard_least": 256,  # by crop is our choice
   })
   # Rare-class mining: with this probability a crop is centred on a pixel of a class that the target is seldom predicted as,
   # where the image has one.
@@ -137,14 +139,19 @@ def self_training() -> ConfigDict:
   config.labels = ConfigDict({
     "threshold": "class_balanced",  # class_balanced (CBST), global (ST)
     "rank": "paper",  # paper, code
+    "inclusive": False,  # whether a confidence equal to the threshold is selected (code)
+    "pool_stride": 1,  # the thresholds are found from every so many-th row and column; code: 4
     "portion": 0.20,
     "portion_step": 0.05,
     "portion_max": 0.50,
     "prior": False,  # spatial prior (-SP)
     "prior_kernel": 70.0,  # pixels of the canvas: full width of the Gaussian that smooths it
     "prior_sigma": 70 / 6,  # its standard deviation (our choice)
-    "scales": "1",  # of the whole image, commas between; their softmax is averaged. Code: one, of 1850 pixels' width
-    "flip": False,  # average with the mirror image's softmax (code)
+    # Of whole images, for single inference and `sisc.whole_image`: scales of the canvas, commas between, whose softmax is
+    # averaged (code: one, of 1850 pixels' width), and whether with the mirror images' (code).
+    "scales": "1",
+    "flip": False,
+    "upsampling": "linear",  # of the softmax: linear, cubic (code)
     "batch": 1,  # images a device at once
     "keep_gib": 4.0,  # memory for the network's outputs; beyond it they go to a file in the workdir
     "spill_gib": 64.0,  # the most that this file may take
@@ -208,6 +215,7 @@ def synthia_to_cityscapes(config: ConfigDict) -> None:
   config.canvas = (1024, 2048)  # Cityscapes' own size; SYNTHIA's 760x1280 are scaled up to 1024x1725
   config.protocols = "synthia16,synthia13"
   config.source_training.epochs = 50
+  config.rounds.source_share = 0.02  # code
   config.mining.probability = 0.0  # paper 002 names GTA5 and NTHU alone
 
 
@@ -226,7 +234,8 @@ def at_full_size(config: ConfigDict) -> None:
 def vgg16(config: ConfigDict) -> None:
   """FCN8s-VGG16 (paper 004, appendix A, which speaks of scaled and mirrored crops for ResNet-38 alone).
 
-  The paper gives no numbers for its source stage, which stays as ResNet-38's (our choice).
+  The paper gives no numbers for its source stage; here it has ResNet-38's rate and batch, and plain crops as the rounds
+  (our choice). Its rate of 1e-6 may presume a loss that is summed over the pixels; here the loss is their mean.
   """
   config.network.backbone = "fcn8s_vgg16"
   config.augmentation.update({"scale": (1.0, 1.0), "flip": False})
@@ -255,13 +264,15 @@ def released_self_training(
   config.rounds.update({"source_share": source_share, "source_share_step": 0.0025, "source_share_max": 0.06})
   config.rounds.source_draw = "cumulative"
   config.mining.update({"probability": 0.8, "classes": 3, "rare": 0.001, "on": "both"})
-  config.labels.update({"rank": "code", "portion": portion, "scales": f"{1850 / width:.4f}", "flip": True})
+  config.labels.update({"rank": "code", "inclusive": True, "pool_stride": 4, "portion": portion})
+  config.labels.update({"scales": f"{1850 / width:.4f}", "flip": True, "upsampling": "cubic"})
+  config.update({"eval_scales": "1", "eval_flip": True})
 
 
 def released_mlsl(
   config: ConfigDict, portion: float = 0.15, source_share: float = 0.03, prior: bool = True
 ) -> None:
-  """All that the released code of MLSL does otherwise, with weak labels or, where their weight is 0, with SISC alone.
+  """All that the released code of MLSL does otherwise: with weak labels or, where their weight is 0 by now, SISC alone.
 
   Args:
     portion, source_share, prior: the code's for GTA5.

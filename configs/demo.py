@@ -25,7 +25,7 @@ def get_config():
   config.augmentation.update({"crop": (80, 160), "scale": (0.8, 1.4)})
   config.source_training.update({"steps": 700, "batch": 8, "rate": 0.06, "power": 0.9})
   config.rounds.update({"num": 3, "steps": 200, "batch": 4, "paired": True, "rate": 0.03, "power": 0.9})
-  config.rounds.update({"source_share": 1.0, "source_share_max": 1.0, "statistics_steps": 50, "jitter": 0.4})
+  config.rounds.update({"source_share": 1.0, "source_share_max": 1.0, "statistics_steps": 25, "jitter": 0.4})
   config.labels.batch = 4
   config.sisc.update({"patches": 12, "size": (80, 160), "batch": 24})
   config.weak_labels.update({"width": 0.05, "multiplier": 40.0})

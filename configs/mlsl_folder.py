@@ -28,7 +28,7 @@ def get_config():
   config.source_training.update({"steps": 3000, "batch": 8, "rate": 0.01, "power": 0.9})
   config.optimizer.head_multiplier = 10.0
   config.rounds.update({"num": 4, "steps": 300, "batch": 4, "paired": True, "rate": 0.005, "power": 0.9})
-  config.rounds.update({"statistics_steps": 21, "jitter": 0.4})
+  config.rounds.update({"statistics_steps": 30, "jitter": 0.4})
   config.rounds.update({"source_share": 1.0, "source_share_max": 1.0})
   config.labels.batch = 2
   config.sisc.update({"patches": 24, "size": (208, 416), "batch": 8})

@@ -9,8 +9,8 @@ classes (synthia16, synthia13): source stage 29.2, 33.6; SISC alone 44.4, 50.8; 
 has measured this config yet. The paper began with ImageNet weights; without `--config.weights` training starts at
 random and falls short.
 
-The released code's own numbers are for GTA5: `code` takes the first portion and source share from CBST's code for
-SYNTHIA and leaves the spatial prior out, as the views differ.
+No rare-class mining, as in `cbst_synthia`. The released code's own numbers are for GTA5: `code` takes the first portion and
+source share from CBST's code for SYNTHIA and leaves the spatial prior out, as the views differ.
 """
 
 from configs import default

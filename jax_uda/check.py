@@ -123,7 +123,7 @@ def _planned(config: ConfigDict) -> tuple[Experiment, dict[str, int]]:
 
 
 def _dataset(spec: ConfigDict) -> str:
-  fields = ("dir", "domain", "split", "list")
+  fields = ("dir", "domain", "split", "list", "only")
   return " ".join([spec.kind, *(f"{name}={spec[name]}" for name in fields if spec[name])])
 
 

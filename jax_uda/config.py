@@ -63,7 +63,12 @@ def stored_config(content: Mapping[str, Any], later: Mapping[str, Any]) -> ml_co
       return {name: tuples(item) for name, item in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
-  return ml_collections.ConfigDict({**later, **tuples(content)})
+  def completed(content: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    both = {name: completed(content[name], value) for name, value in later.items()
+            if isinstance(value, Mapping) and isinstance(content.get(name), Mapping)}
+    return {**later, **content, **both}
+
+  return ml_collections.ConfigDict(completed(tuples(content), later))
 
 
 def set_fields(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
@@ -116,6 +121,7 @@ BOUNDS = {
   **dict.fromkeys(("target_share", "hard_below"), (1e-9, 1)),
   **dict.fromkeys(("probability", "rare", "relative_size"), (0, 1)),
   **dict.fromkeys(("prior_sigma",), (1e-9, math.inf)),
+  **dict.fromkeys(("pool_stride",), (1, math.inf)),
 }
 
 

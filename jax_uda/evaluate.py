@@ -238,7 +238,10 @@ def _open(workdir: epath.Path, overrides: Sequence[str]) -> Experiment:
   for file in ("config.json", "results.json"):
     if not (workdir / file).exists():
       raise UserError(f"--workdir: {workdir} holds no run with a finished stage ({file} is missing); name a run's folder")
-  config = stored_config(report.read_json(workdir / "config.json"), default.general().to_dict())
+  content = report.read_json(workdir / "config.json")
+  # The function of default.py that has a method's fields bears its name.
+  later = getattr(default, content["method"], default.general)().to_dict()
+  config = stored_config(content, later)
   for override in overrides:
     field = override.partition("=")[0]
     if not (field.startswith("test.") or field in SCORING_FIELDS):

@@ -24,16 +24,20 @@ from jax_uda.state import Labelling, State
 
 Batch = dict[str, Any]
 
+KERNELS = ("linear", "cubic")
 BLOCK = 64  # pixels: full resolution is computed in multiples of it, so that images of many sizes share few compilations
 
 
-def upsample(maps: jax.Array, size: tuple[int, int], scale: tuple[Any, Any] = (STRIDE, STRIDE)) -> jax.Array:
-  """Bilinear upsampling with half-pixel centres: cell i of the input covers pixels [scale·i, scale·(i + 1)).
+def upsample(
+  maps: jax.Array, size: tuple[int, int], scale: tuple[Any, Any] = (STRIDE, STRIDE), kernel: str = "linear"
+) -> jax.Array:
+  """Upsampling with half-pixel centres: cell i of the input covers pixels [scale·i, scale·(i + 1)).
 
   Args:
     maps: [h, w, C] at the network's stride.
     size: (H, W) of the result; may be smaller than the input covers.
     scale: pixels of the result a cell, by axis.
+    kernel: one of `KERNELS`, bilinear or bicubic, which may overshoot.
 
   Returns:
     [H, W, C], float32.
@@ -41,7 +45,7 @@ def upsample(maps: jax.Array, size: tuple[int, int], scale: tuple[Any, Any] = (S
   shape = (*size, maps.shape[-1])
   factors = jnp.stack([jnp.asarray(s, jnp.float32) for s in scale])
   return jax.image.scale_and_translate(
-    maps.astype(jnp.float32), shape, (0, 1), factors, jnp.zeros(2, jnp.float32), "linear", antialias=False
+    maps.astype(jnp.float32), shape, (0, 1), factors, jnp.zeros(2, jnp.float32), kernel, antialias=False
   )
 
 
@@ -269,18 +273,52 @@ def make_views(predict: Callable, state: State, batch: Batch, flip: bool) -> Bat
   return {**found, "mirrored": predictor(predict, mirrored=True)(state, batch)} if flip else found
 
 
-def view_probabilities(view: Batch, size: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def look(
+  predict: Callable, state: State, images: jax.Array, sizes: jax.Array, *, scales: tuple[float, ...], flip: bool
+) -> list[Batch]:
+  """What the network says of whole images at several scales: {"low"}, with `flip` also {"mirrored"}, [B, h, w, C] each.
+
+  Args:
+    images: float32 [B, H, W, 3], normalised canvases.
+    sizes: [B, 2], the pixels of the canvas that are image.
+    scales: of the canvas, which is resized on the device.
+    flip: whether to look at the mirror images, too.
+  """
+  canvas, seen = images.shape[1:3], {"low": images}
+  if flip:
+    seen["mirrored"] = jax.vmap(mirror)(images, sizes[:, 1])
+
+  def low(looked_at, scale):
+    shape = (len(images), *scaled_canvas(canvas, scale), 3)
+    return log_probabilities(predict(state, looked_at if scale == 1 else jax.image.resize(looked_at, shape, "linear")))
+
+  return [{name: low(looked_at, scale) for name, looked_at in seen.items()} for scale in scales]
+
+
+def mean_of_looks(
+  looks: Sequence[Batch], size: jax.Array, canvas: tuple[int, int], scales: tuple[float, ...], kernel: str = "linear"
+) -> jax.Array:
+  """Softmax of one image [H, W, C] on its canvas, averaged over what `look` gives of it at the same scales."""
+  views = (
+    {**one, "size": size * np.divide(scaled_canvas(canvas, scale), canvas, dtype=np.float32)}
+    for one, scale in zip(looks, scales, strict=True)
+  )
+  return sum(view_probabilities(view, size, canvas, kernel) for view in views) / len(looks)
+
+
+def view_probabilities(view: Batch, size: jax.Array, shape: tuple[int, int], kernel: str = "linear") -> jax.Array:
   """Softmax of one view at any resolution, float32 [H, W, C]; averaged with its mirror image's where there is one.
 
   Args:
     size: [2] wanted, the same field of view; may be traced.
     shape: (H, W) of the result, no smaller; what lies beyond `size` means nothing.
+    kernel: see `upsample`.
   """
   scale = tuple(STRIDE * size[axis] / view["size"][axis] for axis in range(2))
-  straight = upsample(jnp.exp(view["low"].astype(jnp.float32)), shape, scale)
+  straight = upsample(jnp.exp(view["low"].astype(jnp.float32)), shape, scale, kernel)
   if "mirrored" not in view:
     return straight
-  back = mirror(upsample(jnp.exp(view["mirrored"].astype(jnp.float32)), shape, scale), size[1])
+  back = mirror(upsample(jnp.exp(view["mirrored"].astype(jnp.float32)), shape, scale, kernel), size[1])
   return (straight + back) / 2
 
 

@@ -78,21 +78,21 @@ def label_target(
         ease.append(easy)
         bar.update(1)
         stop.check()
-  trained_on = easiest(list(read), ease, labelling.share)
+  trained_on = easiest(list(read), ease, labelling.num)
   record = {**counts.record(), **labelling.numbers(found), "chosen": trained_on, "seconds": seconds}
   report.write_json(workdir / "pseudo_labels" / f"{stage.name}.json", record)
   print(f"{stage.name}: {counts.summary()}", flush=True)
-  if labelling.share < 1:
-    print(f"{stage.name}: trains on the {len(trained_on)} easiest of {num} images", flush=True)
+  if labelling.ease is not None:
+    print(f"{stage.name}: trains on the {labelling.num} easiest of {num} images", flush=True)
   for line in labelling.lines(found, experiment.space.classes):
     print(f"{stage.name}: {line}", flush=True)
   return labelling.hyper(found)
 
 
-def easiest(indices: Sequence[int], ease: Sequence[float], share: float) -> list[int]:
-  """The share of images, at least one, of the greatest ease, in the order of their indices; the first ones among equals."""
-  order = np.argsort(-np.asarray(ease), kind="stable")[: max(1, round(share * len(indices)))]
-  return sorted(indices[place] for place in order)
+def easiest(indices: Sequence[int], ease: Sequence[float], num: int) -> list[int]:
+  """The `num` images of the greatest ease, in the order of their indices; among equals the first; repeated if too few."""
+  order = np.argsort(-np.asarray(ease), kind="stable")
+  return sorted(indices[place] for place in np.resize(order, num))
 
 
 def chosen(workdir: epath.Path, stage: str) -> list[int]:

@@ -10,7 +10,7 @@ Adapts a segmentation network to an unlabelled target, as a config file says.
 
 the three commonest commands:
   python -m jax_uda.main --config configs/demo.py --workdir runs/demo
-  python -m jax_uda.main --config configs/mlsl_gta.py --check
+  python -m jax_uda.main --config configs/mlsl_gta.py --check               mlsl_gta.py:code for the released code's reading
   python -m jax_uda.main --config configs/mlsl_camvid.py --config.data_dir=DATA --workdir runs/camvid
 
 Run again with the same config and --workdir, it goes on where it stopped. Any field of the config is set by

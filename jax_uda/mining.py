@@ -16,14 +16,13 @@ RARE, LEAST = 2, 1  # tiers; 0 is none
 def tiers(shares: ArrayLike, num: int, rare: float) -> np.ndarray:
   """The tier of each class, int32 [C], from their `shares` [C] of the pixels that the target is predicted as.
 
-  The `num` classes of the smallest shares (of equal ones those of lower id) are in tier 2 where their share is below
-  `rare`, in tier 1 otherwise; all others are in tier 0. A class that is never predicted counts as any other: source images
-  may have it.
+  Classes of a share below `rare` are in tier 2, the others among the `num` of the smallest shares (of equal ones those of
+  lower id) in tier 1, all others in tier 0. A class that is never predicted counts as any other: source images may have it.
   """
   shares = np.asarray(shares)
-  least = np.argsort(shares, kind="stable")[:num]
   result = np.zeros(len(shares), np.int32)
-  result[least] = np.where(shares[least] < rare, RARE, LEAST)
+  result[np.argsort(shares, kind="stable")[:num]] = LEAST
+  result[shares < rare] = RARE
   return result
 
 

@@ -61,7 +61,8 @@ def update_class_sizes(stat: ClassSizes, labels: ArrayLike, valid: ArrayLike | N
 def finish_class_sizes(stat: ClassSizes) -> np.ndarray:
   """h_s: mean over the images that contain a class of its share of all the image's pixels, float32 [C] in 0..1.
 
-  A class that no image contains has size 0, so one pixel of it makes a weak label. Source: MLSL, eq. 4.
+  A class that no image contains has size 0, so one pixel of it makes a weak label (none, with `strict=False`). Source:
+  MLSL, eq. 4.
   """
   return (np.asarray(stat.shares) / np.maximum(stat.images, 1)).astype(np.float32)
 
@@ -72,7 +73,8 @@ def weak_labels(
   """Which classes a label map [..., H, W] shows in earnest, float32 0 or 1 [..., C]: share > eta·h_s.
 
   The share is of all the map's pixels, ignored ones among them, but not those where `valid` [..., H, W] is false. With
-  eta = 0 every class with a pixel is present. `strict=False`, as in the released code, compares with >=.
+  eta = 0 every class with a pixel is present. `strict=False`, as in the released code, compares with >=: a class with a
+  threshold of 0 is then present everywhere.
   Source: MLSL, section 3.3.1.
   """
   class_sizes = jnp.asarray(class_sizes, jnp.float32)

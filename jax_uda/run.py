@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from jax_uda import evaluate, labelling, parallel, pictures, report, training
+from jax_uda import evaluate, inference, labelling, parallel, pictures, report, training
 from jax_uda.checkpoint import Checkpoints, take_networks
 from jax_uda.errors import UserError
 from jax_uda.experiment import Experiment, differences, open_experiment, refuse_other_run, source_settings, tolerant
@@ -136,7 +136,9 @@ def score(
   state = parallel.replicate(state)
   confusion = None
   if "test" in experiment.datasets:
-    confusion = evaluate.score(experiment, state, experiment.datasets["test"], f"{stage.name} · scoring", stop)
+    scales = inference.parse_scales(config.eval_scales, "config.eval_scales")
+    manner = evaluate.Manner(scales, config.eval_flip)
+    confusion = evaluate.score(experiment, state, experiment.datasets["test"], f"{stage.name} · scoring", stop, manner)
   if confusion is not None:
     evaluate.write_confusion(workdir, stage.name, confusion, experiment.space)
   pictures.draw(experiment, workdir, stage.name, state)

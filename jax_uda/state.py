@@ -97,8 +97,8 @@ class Labelling:
     batch: images a device takes at once.
     lines: (found, class names) -> what to print of it.
     hyper: found -> {name: array}, put in `State.hyper` before the stage begins; names that are there from the start.
-    ease: (found, scores, valid, extras) -> float [], the larger the sooner an image is trained on; None where `share` is 1.
-    share: of the target images, those of the greatest ease, that the stage trains on.
+    num: target images that the stage trains on, those of the greatest ease; repeated where fewer could be read.
+    ease: (found, scores, valid, extras) -> float []; None where it trains on all.
   """
 
   views: Callable
@@ -108,10 +108,10 @@ class Labelling:
   select: Callable
   numbers: Callable
   batch: int
+  num: int
   lines: Callable = lambda found, classes: ()
   hyper: Callable = lambda found: {}
   ease: Callable | None = None
-  share: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ WORDS = {
   "mlsl_gta": ("code", "sisc"),
   "mlsl_synthia": ("code", "sisc"),
 }
+
+
 def commands() -> list[list[str]]:
   """Every config in the README with the flags that stand with it."""
   return [shlex.split(span) for span in re.findall(r"`(configs/[^`]+)`", README)]
@@ -31,7 +33,7 @@ def commands() -> list[list[str]]:
 
 def rows() -> list[tuple[str, str]]:
   """The README's rows of the papers' tables: (path of the config, reported scores)."""
-  return re.findall(r"^\| `(configs/\w+\.py)[^|]*\|[^|]*\| ([\d., /]+) \| \|$", README, re.MULTILINE)
+  return re.findall(r"^\| `(configs/\w+\.py)[^|]*\|[^|]*\| ([\d., /]+) \|[^|]*\|$", README, re.MULTILINE)
 
 
 def changed(before, after) -> dict:
@@ -56,7 +58,11 @@ RELEASED = {  # methods.md, section 1, is where each of these is said
   "mining.classes": 3,
   "mining.on": "both",
   "labels.rank": "code",
+  "labels.inclusive": True,
+  "labels.pool_stride": 4,
   "labels.flip": True,
+  "labels.upsampling": "cubic",
+  "eval_flip": True,
 }
 
 

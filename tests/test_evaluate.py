@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -124,7 +125,7 @@ def assert_agree(labels: np.ndarray, scores: np.ndarray) -> None:
 
 def test_scales_average_softmax_at_full_resolution():
   images, canvas, scales = noise((32, 50), (90, 130), (20, 64)), (32, 64), (0.5, 1.0, 1.75)
-  canvases = [evaluate.scaled_canvas(canvas, scale) for scale in scales]
+  canvases = [inference.scaled_canvas(canvas, scale) for scale in scales]
   assert canvases == [(16, 32), (32, 64), (56, 112)]
   for image, labels in zip(images, predicted(left_and_right, images, Manner(scales)), strict=True):
     each = [by_hand(left_and_right, image, one, image.shape[:2]) for one in canvases]
@@ -136,9 +137,9 @@ def test_scales_average_softmax_at_full_resolution():
 
 
 def test_scaled_canvases_are_multiples_of_8_and_the_canvas_itself_is_left_alone():
-  assert evaluate.scaled_canvas((180, 244), 1.0) == (180, 244)
-  assert evaluate.scaled_canvas((180, 244), 0.5) == (88, 120)
-  assert evaluate.scaled_canvas((16, 16), 0.01) == (8, 8)
+  assert inference.scaled_canvas((180, 244), 1.0) == (180, 244)
+  assert inference.scaled_canvas((180, 244), 0.5) == (88, 120)
+  assert inference.scaled_canvas((16, 16), 0.01) == (8, 8)
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.5)])
@@ -469,3 +470,12 @@ def test_processes_score_together():
   assert both[0] == both[1] and both[0]["confusion"] == alone["confusion"]
   assert np.sum(alone["confusion"]) > 0
   np.testing.assert_array_equal(both[0]["big"], 2 * np.array(alone["confusion"]))
+
+
+def test_a_run_that_lacks_the_newest_fields_is_scored_with_their_defaults(finished, tmp_path):
+  copy = shutil.copytree(finished, tmp_path / "older")
+  content = json.loads((copy / "config.json").read_text())
+  del content["mining"], content["optimizer"]["bias_multiplier"], content["eval_flip"]
+  (copy / "config.json").write_text(json.dumps(content))
+  entry, other = scored(copy), scored(finished)
+  assert entry["miou"] == other["miou"]

@@ -118,6 +118,17 @@ def test_four_devices_and_one_give_the_same_step(tiny_config):
       jax.tree.map(lambda a, b, same=same: same(b, a), network, four.networks[name])
 
 
+def test_biases_of_every_player_have_a_rate_of_their_own(mlsl_config):
+  config = mlsl_config.copy_and_resolve_references()
+  config.optimizer.update({"bias_multiplier": 2.0, "weight_decay": 0.0})
+  config.weak_labels.multiplier = 1.0
+  config.optimizer.head_multiplier = 1.0
+  for optimizer in mlsl._players(config).values():
+    params = {"fc": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert float(updates["fc"]["bias"][0]) == 2 * float(updates["fc"]["kernel"][0, 0])
+
+
 def test_only_the_players_of_a_step_change(mlsl_config):
   plan = planned(mlsl_config)
   source, statistics, first_round = plan.stages
@@ -341,6 +352,7 @@ def test_a_whole_image_is_labelled_as_the_maths_says():
 
   labelling = self_training.round_labelling(
     config,
+    {"target": num},
     views=self_training.whole_image,
     forward=None,  # its outputs are given
     assemble=functools.partial(self_training.assemble_whole_image, use_prior=False),
@@ -375,7 +387,7 @@ def test_looks_at_a_whole_image_are_averaged_at_its_own_size():
     return cells + jnp.roll(cells, 1, 2)
 
   def scores(image, scales, flip):
-    outputs = self_training.whole_image_forward(None, image[None], size[None], predict=predict, scales=scales, flip=flip)
+    outputs = inference.look(predict, None, image[None], size[None], scales=scales, flip=flip)
     one = jax.tree.map(lambda x: x[0], outputs)
     found, valid, _ = self_training.assemble_whole_image(
       {}, one, size, size, canvas, use_prior=False, scales=scales
@@ -414,13 +426,17 @@ def test_ease_is_the_mean_over_classes_of_their_mean_confidence():
   found = self_training.ease({}, scores, valid, {})  # class 0: 0.8; class 1: 0.6; class 2 lies outside
   np.testing.assert_allclose(found, 0.7, rtol=1e-6)
   assert self_training.ease({}, scores, valid & False, {}) == 0
+  # Also in a large image, where a sum of single float32 values would stray.
+  large = jnp.full((1024, 2048, 2), 0.02).at[..., 1].set(0.98)
+  np.testing.assert_allclose(self_training.ease({}, large, jnp.ones((1024, 2048), bool), {}), 0.98, rtol=1e-4)
 
 
 def test_the_easiest_images_are_chosen():
   ease = [0.3, 0.9, 0.5, 0.9, 0.1]
-  assert labelling.easiest([0, 1, 2, 4, 7], ease, 0.4) == [1, 4]
-  assert labelling.easiest([0, 1, 2, 4, 7], ease, 0.01) == [1]
-  assert labelling.easiest([0, 1, 2, 4, 7], ease, 1.0) == [0, 1, 2, 4, 7]
+  assert labelling.easiest([0, 1, 2, 4, 7], ease, 2) == [1, 4]
+  assert labelling.easiest([0, 1, 2, 4, 7], ease, 1) == [1]
+  assert labelling.easiest([0, 1, 2, 4, 7], ease, 5) == [0, 1, 2, 4, 7]
+  assert labelling.easiest([0, 1, 2, 4, 7], ease, 7) == [0, 1, 1, 2, 4, 4, 7]  # two others could not be read
 
 
 def test_epochs_count_the_images_that_are_trained_on(mlsl_config):
@@ -429,9 +445,10 @@ def test_epochs_count_the_images_that_are_trained_on(mlsl_config):
   config.rounds.update({"source_share": 0.1, "source_share_max": 0.1, "statistics_steps": 0})
   (_, one) = mlsl.stages(config, {"source": 20, "target": 10})
   assert one.num_steps == 4  # two epochs of 2 + 5 images
-  assert one.streams["train"].subset[2:] == tuple(range(20, 25)) and one.labelling.share == 0.5
-  config.mode = "oracle"
-  assert len(mlsl.stages(config, {"source": 20, "target": 10})[-1].streams["train"].subset) == 12
+  assert one.streams["train"].subset[2:] == tuple(range(20, 25)) and one.labelling.num == 5
+  config.mode = "oracle"  # has all images, and the same steps
+  (_, one) = mlsl.stages(config, {"source": 20, "target": 10})
+  assert len(one.streams["train"].subset) == 12 and one.num_steps == 4
 
 
 def test_source_images_of_a_round_are_nested_or_drawn_anew(mlsl_config):
@@ -442,6 +459,30 @@ def test_source_images_of_a_round_are_nested_or_drawn_anew(mlsl_config):
   config.rounds.source_draw = "random"
   subsets = [set(stage.streams["source"].subset) for stage in mlsl.stages(config, {"source": 50, "target": 5})[-3:]]
   assert [len(one) for one in subsets] == [10, 15, 20] and not subsets[0] <= subsets[1]
+
+
+def test_pools_of_every_fourth_pixel_and_thresholds_that_are_reached():
+  """The released code's: a quarter of the rows and columns make the thresholds; a confidence at one is selected."""
+  config = default.self_training()
+  config.num_classes = 2
+  config.labels.update({"pool_stride": 4, "inclusive": True, "rank": "code"})
+  fold = self_training.round_labelling(config, SIZES, **self_training.single_inference(config))(0.5).folds["pools"]
+  rng = np.random.default_rng(0)
+  confidences = rng.uniform(0.5, 1, (16, 24)).astype(np.float32)
+  scores = np.stack([confidences, 1 - confidences], -1)
+  histogram = fold.update(fold.init(), {}, jnp.asarray(scores), jnp.ones((16, 24), bool), {})
+  seen = np.sort(confidences[::4, ::4].reshape(-1))[::-1]
+  assert int(histogram.counts.sum()) == seen.size == 24
+  found = fold.finish(histogram)
+  np.testing.assert_allclose(found["thresholds"][0], seen[11], rtol=1e-3)  # the twelfth of 24
+  assert found["thresholds"].dtype == np.float32
+  reached = np.array([found["thresholds"][0], 1]).astype(np.float32)
+  config.labels.inclusive = False
+  strict = self_training.round_labelling(config, SIZES, **self_training.single_inference(config))(0.5).folds["pools"]
+  at_threshold = jnp.asarray([[[strict.finish(histogram)["thresholds"][0], 0]]])
+  valid = jnp.ones((1, 1), bool)
+  assert self_training.select({"pools": {"thresholds": reached}}, at_threshold, valid, {}) == 0
+  assert self_training.select({"pools": strict.finish(histogram)}, at_threshold, valid, {}) == IGNORE
 
 
 def test_crops_are_centred_on_mined_classes_of_the_domains_that_are_asked_for():
@@ -460,13 +501,15 @@ def test_a_labelling_tells_what_is_mined():
   config = default.self_training()
   config.num_classes = 4
   config.mining.classes = 2
-  made = self_training.round_labelling(config, **self_training.single_inference(config))(0.2)
-  found = {"pools": {"thresholds": np.ones(4), "shares": np.array([0.6, 0.0004, 0.3, 0.0996], np.float32)}}
+  made = self_training.round_labelling(config, SIZES, **self_training.single_inference(config))(0.2)
+  histogram = pseudo_labels.init_histogram(4)
+  histogram = histogram.replace(counts=histogram.counts.at[:, 7000].set(jnp.array([6000, 4, 3000, 996])))
+  found = {"pools": made.folds["pools"].finish(histogram)}
   np.testing.assert_array_equal(made.hyper(found)["mined"], [0, 2, 0, 1])
   (line,) = made.lines(found, ("road", "sign", "sky", "car"))
   assert line == "crops are centred on sign 0.04% (rare), car 9.96%"
   config.mining.probability = 0.0
-  assert self_training.round_labelling(config, **self_training.single_inference(config))(0.2).hyper(found) == {}
+  assert self_training.round_labelling(config, SIZES, **self_training.single_inference(config))(0.2).hyper(found) == {}
 
 
 def test_running_statistics_become_the_mean_over_the_whole_images(mlsl_config):
@@ -506,6 +549,7 @@ def test_running_statistics_become_the_mean_over_the_whole_images(mlsl_config):
   ("weak_labels.scope", "all", "choose crop or image"),
   ("weak_labels.activation", "all", "choose one of paper, code"),
   ("labels.scales", "1,x", "numbers above 0"),
+  ("labels.upsampling", "bicubic", "choose one of linear, cubic"),
   ("sisc.relative_size", 3.0, "larger than config.canvas"),
 ])  # fmt: skip
 def test_more_values_that_are_not_offered(mlsl_config, field, value, said):
@@ -523,7 +567,8 @@ SWITCHES = {
   },
   "single inference": {
     "sisc.patches": 0, "labels.scales": "0.5,1", "labels.flip": True, "labels.prior": True, "labels.threshold": "global",
-    "labels.rank": "code", "rounds.target_share": 0.5,
+    "labels.rank": "code", "rounds.target_share": 0.5, "labels.inclusive": True, "labels.pool_stride": 4,
+    "labels.upsampling": "cubic",
   },
   "patches and whole image": {
     "sisc.flip": True, "sisc.whole_image": True, "labels.flip": True, "sisc.votes": True, "mining.probability": 0.0,

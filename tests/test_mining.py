@@ -48,10 +48,10 @@ def test_tiers_by_hand():
   shares = [0.5, 0.0005, 0.02, 0.0, 0.3]
   for num, rare, expected in [
     (3, 0.001, [0, 2, 1, 2, 0]),
-    (1, 0.001, [0, 0, 0, 2, 0]),  # rare is not enough
+    (1, 0.001, [0, 2, 0, 2, 0]),  # rare is enough
     (3, 0.0, [0, 1, 1, 1, 0]),
     (3, 0.0005, [0, 1, 1, 2, 0]),  # below, not at
-    (0, 0.001, [0] * 5),
+    (0, 0.0, [0] * 5),
     (9, 1.0, [2] * 5),
   ]:
     got = mining.tiers(shares, num, rare)
@@ -64,7 +64,7 @@ def test_tiers_by_hand():
 @given(st.lists(st.sampled_from([0.0, 0.0005, 0.001, 0.01, 0.1]), min_size=1, max_size=9), st.integers(0, 10))
 def test_tiers_equal_a_loop(shares, num):
   order = sorted(range(len(shares)), key=lambda c: (shares[c], c))
-  expected = [0 if c not in order[:num] else 2 if shares[c] < 0.001 else 1 for c in range(len(shares))]
+  expected = [2 if shares[c] < 0.001 else int(c in order[:num]) for c in range(len(shares))]
   np.testing.assert_array_equal(mining.tiers(shares, num, 0.001), expected)
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from jax_uda import run
 from jax_uda.errors import UserError
+from tests import tiny_mlsl
 from tests.conftest import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -109,15 +110,15 @@ def test_a_finished_run_run_again_changes_nothing(undisturbed, cache):
   assert before == ((undisturbed / "metrics.jsonl").read_bytes(), (undisturbed / "results.json").read_bytes())
 
 
-def test_another_config_is_refused_with_the_differences(undisturbed, mlsl_config):
-  config = mlsl_config.copy_and_resolve_references()
+def test_another_config_is_refused_with_the_differences(undisturbed):
+  config = tiny_mlsl.get_config()
   config.seed, config.sisc.patches = 7, 2
   with pytest.raises(UserError, match=r"seed: 0 -> 7; sisc\.patches: 3 -> 2"):
     run.run(config, undisturbed)
 
 
-def test_start_from_takes_over_the_source_stage_and_four_devices_label_as_one(undisturbed, tmp_path, mlsl_config):
-  config = mlsl_config.copy_and_resolve_references()
+def test_start_from_takes_over_the_source_stage_and_four_devices_label_as_one(undisturbed, tmp_path):
+  config = tiny_mlsl.get_config()
   config.start_from = str(undisturbed)
   results = run.run(config, tmp_path / "next")
   first = json.loads((undisturbed / "results.json").read_text())["stages"][0]
@@ -177,7 +178,7 @@ def test_self_training_with_one_threshold_the_spatial_prior_and_the_easiest_imag
   np.testing.assert_allclose(sum(record["shares"]), 1, rtol=1e-5)
   said = capsys.readouterr().out
   assert "round_1: trains on the 2 easiest of 5 images" in said
-  assert re.search(r"round_1: crops are centred on ([\w ]+ [\d.]+%( \(rare\))?(, )?){5}\n", said)
+  assert re.search(r"round_1: crops are centred on ([\w ]+ [\d.]+%( \(rare\))?(, )?){5,}\n", said)
   assert results["final"]["pseudo_labels"]["selected"] <= 0.41  # ties of the threshold are left out
 
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from jax_uda import experiment, report, run, training
+from jax_uda import experiment, labelling, report, run, training
 from jax_uda.errors import UserError
 from tests.conftest import tiny
 
@@ -44,7 +44,7 @@ def test_a_bad_image_is_an_error_unless_some_are_allowed(config, tmp_path, capsy
   assert "allow more than config.max_bad_images=0" in str(error.value)
   config.max_bad_images = 1
   streamed(config, tmp_path, 0, "train")
-  streamed(config, tmp_path, 1, "target")  # of another stage, and of the target: the same file
+  streamed(config, tmp_path, 1, "whole")  # of another stage, and of the target: the same file
   assert capsys.readouterr().out.count("passed over") == 1
   (named,) = json.loads((tmp_path / "bad_images.json").read_text())
   assert "2.png" in named
@@ -57,17 +57,21 @@ def test_an_image_taken_for_a_bad_one_comes_with_its_own_pseudo_label(config, tm
   folder.mkdir(parents=True)
   for i in (0, 1, 3, 4, 5, 6):  # none of the bad image
     cv2.imwrite(str(folder / f"{i}.png"), np.full((32, 64), i, np.uint8))
+  chosen = labelling.easiest([0, 1, 3, 4, 5, 6], [0.0] * 6, 7)  # as many as were planned
+  (tmp_path / "pseudo_labels/round_1.json").write_text(json.dumps({"chosen": chosen}))
   images = {i: cv2.imread(str(tmp_path / f"data/images/{i}.png")) for i in (0, 1, 3, 4, 5, 6)}
   seen = []
   for batch in streamed(config, tmp_path, 2, "target", count=7):  # four epochs
     for image, label in zip(batch["image"], batch["label"], strict=True):
       np.testing.assert_array_equal(image[..., ::-1], images[label[0, 0]])
       seen.append(int(label[0, 0]))
-  assert {i: seen.count(i) for i in images} == {0: 4, 1: 4, 3: 8, 4: 4, 5: 4, 6: 4}
+  assert {i: seen.count(i) for i in images} == {0: 8, 1: 4, 3: 4, 4: 4, 5: 4, 6: 4}
 
 
-def test_a_run_passes_over_a_bad_image_everywhere(config, tmp_path):
+@pytest.mark.parametrize(("paired", "share"), [(True, 0.6), (False, 1.0)])
+def test_a_run_passes_over_a_bad_image_everywhere(config, tmp_path, paired, share):
   config.max_bad_images = 1
+  config.rounds.update({"paired": paired, "target_share": share, "steps": 0, "epochs": 1})
   results = run.run(config, tmp_path / "run")
   stage = results["stages"][-1]
   labels = sorted(path.stem for path in (tmp_path / f"run/pseudo_labels/{stage['name']}").iterdir())

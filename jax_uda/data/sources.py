@@ -276,12 +276,12 @@ def decode_image(content: bytes, where: epath.PathLike) -> np.ndarray:
 
 
 def read_ids(path: epath.PathLike) -> list[str]:
-  """Image ids of a text file, one a line; raises UserError where it cannot be read or names none."""
+  """Image ids of a text file, one a line, each once; raises UserError where it cannot be read or names none."""
   try:
-    names = [line.strip() for line in epath.Path(path).read_text().splitlines() if line.strip()]
+    lines = [line.strip() for line in epath.Path(path).read_text().splitlines()]
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"unreadable list: {path} ({first_line(error)}); let `only` name a text file of image ids") from error
-  if not names:
+  if not (names := [name for name in dict.fromkeys(lines) if name]):
     raise UserError(f"empty list: {path}; let `only` name a text file of image ids, one a line")
   return names
 
@@ -291,7 +291,7 @@ def _listed(source: Any, path: epath.PathLike) -> list[int]:
   names = set(read_ids(path))
   found = {source.id(index): index for index in range(len(source))}
   if lost := sorted(names - set(found)):
-    raise UserError(f"{path} lists {len(lost)} ids that the data lack, the first is {lost[0]}; they look like "
+    raise UserError(f"{path} lists {len(lost)} ids that the data lack, the first is {lost[0]}; write ids like "
                     f"{next(iter(found))}")
   return [index for name, index in found.items() if name in names]
 

@@ -81,7 +81,7 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
       sizes,
       players,
       self_training.round_step(config, players, loss),
-      self_training.round_labelling(config, **labelling),
+      self_training.round_labelling(config, sizes, **labelling),
     ),
   ]
 
@@ -90,7 +90,13 @@ def _players(config: ConfigDict) -> dict[str, Any]:
   players = {"segmenter": self_training.optimizer(config)}
   if config.weak_labels.weight:
     settings = config.optimizer
-    players["classifier"] = optimizers.sgd(settings.momentum, settings.weight_decay, config.weak_labels.multiplier)
+    players["classifier"] = optimizers.sgd(
+      settings.momentum,
+      settings.weight_decay,
+      config.weak_labels.multiplier,
+      bias_multiplier=settings.bias_multiplier,
+      bias_decay=settings.bias_decay,
+    )
   return players
 
 
@@ -184,7 +190,7 @@ def sisc(config: ConfigDict) -> dict[str, Callable]:
   if any(p > c for p, c in zip(patch, canvas, strict=True)):
     raise UserError(f"config.sisc: a patch of {patch} is larger than config.canvas {canvas}; make it smaller")
   if settings.flip and patch[1] % STRIDE:
-    raise UserError(f"config.sisc.flip: patches {patch[1]} wide are no multiple of {STRIDE}; set sisc.size to one")
+    raise UserError(f"config.sisc.flip: patches {patch[1]} wide are no multiple of {STRIDE}; make them one")
   whole = self_training.single_inference(config) if settings.whole_image else {}
   scales = inference.parse_scales(config.labels.scales, "config.labels.scales")
   return {
@@ -197,7 +203,12 @@ def sisc(config: ConfigDict) -> dict[str, Callable]:
       whole=whole.get("forward"),
     ),
     "assemble": functools.partial(
-      assemble_patches, patch=patch, votes=settings.votes, use_prior=config.labels.prior, scales=scales
+      assemble_patches,
+      patch=patch,
+      votes=settings.votes,
+      use_prior=config.labels.prior,
+      scales=scales,
+      kernel=config.labels.upsampling,
     ),
   }
 
@@ -254,6 +265,7 @@ def assemble_patches(
   votes: bool,
   use_prior: bool,
   scales: tuple[float, ...] = (1.0,),
+  kernel: str = "linear",
 ) -> tuple[jax.Array, jax.Array, dict]:
   """The mean softmax of the patches that see a pixel (section 3.2), or the relative frequency of their argmax.
 
@@ -267,9 +279,11 @@ def assemble_patches(
   vote = pseudo_labels.votes if votes else lambda scores: scores
 
   def probabilities(output):
-    return vote(inference.upsample(jnp.exp(output.astype(jnp.float32)), patch))
+    return vote(inference.upsample(jnp.exp(output.astype(jnp.float32)), patch, kernel=kernel))
 
-  whole = vote(self_training.mean_of_looks(outputs["whole"], size, canvas, scales)) if "whole" in outputs else None
+  whole = None
+  if "whole" in outputs:
+    whole = vote(inference.mean_of_looks(outputs["whole"], size, canvas, scales, kernel))
   scores, covered = inference.mean_of_patches(outputs["patches"], boxes["patches"], canvas, probabilities, whole)
   if use_prior:
     scores = priors.apply_prior(scores, hyper["prior"], size)

@@ -101,7 +101,7 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   players = {"segmenter": optimizer(config)}
   first = source_step(config, players)
   loss = functools.partial(supervised_loss, **round_settings(config))
-  labelling = round_labelling(config, **single_inference(config))
+  labelling = round_labelling(config, sizes, **single_inference(config))
   return [
     source_stage(config, sizes, players, first),
     *round_stages(config, sizes, players, round_step(config, players, loss), labelling),
@@ -248,12 +248,11 @@ def statistics_step(
 
   The images are whole and as they are, as the network will see them when it labels and when it is scored.
   """
+  del key
   network, batch = state.networks["segmenter"], batches["whole"]
   variables = {"params": network.params, "batch_stats": network.batch_stats}
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["draw"])
-  (logits, _), changed = model.apply(
-    variables, inference.prepare(batch["image"], batch["size"]), train=True, keys=keys, mutable=["batch_stats"]
-  )
+  images = inference.prepare(batch["image"], batch["size"])
+  (logits, _), changed = model.apply(variables, images, train=True, mutable=["batch_stats"])
   # BatchNorm goes a fixed part of the way towards the batch's statistics; a mean of n goes an n-th of it.
   part = 1 / ((1 - layers.MOMENTUM) * (state.step - state.hyper["num_steps"] + 1))
   batch_stats = jax.tree.map(lambda a, b: a + part * (b - a), network.batch_stats, changed["batch_stats"])
@@ -354,7 +353,8 @@ def round_stages(
     batch_norm = settings.batch_norm or config.network.batch_norm
     if batch_norm == "frozen" or config.network.backbone in WITHOUT_BATCH_NORM:
       raise UserError("config.rounds.statistics_steps: frozen or no BatchNorm has no statistics to fit; set it to 0")
-    update = functools.partial(statistics_step, model=segmenter(config, batch_norm))
+    # Without dropout, as the network will be used.
+    update = functools.partial(statistics_step, model=segmenter(config, batch_norm).clone(dropout=False))
     statistics = {"statistics": TrainStep(("whole",), update)}
     whole = {"whole": Stream(("target_images",), settings.batch)}
     result.append(
@@ -367,21 +367,20 @@ def round_stages(
         pick=lambda step: "statistics",
       )
     )
-  num_target = sizes["target"]
-  if config.mode == "adapt":
-    num_target = max(1, round(settings.target_share * num_target))  # as the labelling will choose
+  num_target = trained_on(config, sizes)
   if settings.source_draw not in ("cumulative", "random"):
     raise UserError(f"config.rounds.source_draw is {settings.source_draw!r}; choose cumulative or random")
   for r in range(settings.num):
     draw = r + 1 if settings.source_draw == "random" else 0
     subset = source_subset(sizes["source"], source_share(config, r), (config.seed, draw))
-    mixed = (*subset, *range(sizes["source"], sizes["source"] + num_target))
+    there = num_target if config.mode == "adapt" else sizes["target"]  # whatever it trains on, the steps are the same
+    mixed = (*subset, *range(sizes["source"], sizes["source"] + there))
     if "target" in step.streams:
       streams = {"source": Stream(("source",), settings.batch, subset), "target": Stream(target, settings.batch)}
     else:  # as many images a step where only source is trained on
       batch = settings.batch * (2 if settings.paired else 1)
       streams = {"train": Stream(("source", *target), batch, mixed if target else None)}
-    epoch = num_target if settings.paired else len(mixed)
+    epoch = num_target if settings.paired else len(subset) + num_target
     num_steps = settings.steps or _steps(settings.epochs, epoch, settings.batch)
     hyper = optimizers.schedule(settings.rate / settings.rate_divisor**r, num_steps, settings.power)
     result.append(
@@ -413,6 +412,11 @@ def begin_statistics(state: State, key: jax.Array) -> State:
   return state.replace(step=jnp.int32(0), hyper={**state.hyper, "num_steps": np.float32(0)})
 
 
+def trained_on(config: ConfigDict, sizes: Mapping[str, int]) -> int:
+  """How many of the target images a round trains on; at least one."""
+  return max(1, round(config.rounds.target_share * sizes["target"]))
+
+
 def portion(config: ConfigDict, r: int) -> float:
   """The portion p_r of the target that round r = 0, 1, … labels: min(p_0 + r·Δp, p_max)."""
   labels = config.labels
@@ -438,7 +442,7 @@ def _steps(epochs: float, num: int, batch: int) -> int:
 # Labelling
 
 
-def round_labelling(config: ConfigDict, **how: Any) -> Callable[[float], Labelling]:
+def round_labelling(config: ConfigDict, sizes: Mapping[str, int], **how: Any) -> Callable[[float], Labelling]:
   """Portion -> a round's labelling; `how` says how scores are got.
 
   All rounds share their functions, so that only the first of them compiles.
@@ -452,39 +456,44 @@ def round_labelling(config: ConfigDict, **how: Any) -> Callable[[float], Labelli
     raise UserError(f"config.labels.threshold is {labels.threshold!r}; choose one of {', '.join(rules)}")
   if labels.rank not in pseudo_labels.RANKS:
     raise UserError(f"config.labels.rank is {labels.rank!r}; choose one of {', '.join(pseudo_labels.RANKS)}")
-  settings, share = config.mining, config.rounds.target_share
-  tiers = functools.partial(mining.tiers, num=settings.classes, rare=settings.rare)
-  mined = {
-    "hyper": lambda found: {"mined": tiers(found["pools"]["shares"])},
-    "lines": functools.partial(mined_lines, tiers),
-  }
+  if labels.upsampling not in inference.KERNELS:
+    raise UserError(f"config.labels.upsampling is {labels.upsampling!r}; choose one of {', '.join(inference.KERNELS)}")
+  num_target = trained_on(config, sizes)
+  mined = {"hyper": lambda found: {"mined": found["pools"]["mined"]}, "lines": mined_lines} if mines(config) else {}
+  init = functools.partial(pseudo_labels.init_histogram, config.num_classes)
+  update = functools.partial(pool_confidences, stride=labels.pool_stride)
 
   def at(portion: float) -> Labelling:
-    thresholds = functools.partial(rules[labels.threshold], portion=portion, rank=labels.rank)
-    pools = Fold(
-      init=functools.partial(pseudo_labels.init_histogram, config.num_classes),
-      update=pool_confidences,
-      merge=pseudo_labels.merge_histograms,
-      finish=lambda histogram: {"thresholds": thresholds(histogram), "shares": pool_shares(histogram)},
-    )
+    def finish(histogram):
+      thresholds = rules[labels.threshold](histogram, portion, labels.rank)
+      shares = pool_shares(histogram)
+      return {
+        "thresholds": np.nextafter(thresholds, -np.inf) if labels.inclusive else thresholds,
+        "shares": shares,
+        "mined": mining.tiers(shares, config.mining.classes, config.mining.rare),
+      }
+
+    pools = Fold(init=init, update=update, merge=pseudo_labels.merge_histograms, finish=finish)
     return Labelling(
       folds={"pools": pools},
       select=select,
       numbers=lambda found: {"portion": portion, **jax.tree.map(np.asarray, found["pools"])},
       batch=labels.batch,
-      share=share,
-      ease=ease if share < 1 else None,
-      **(mined if mines(config) else {}),
+      num=num_target,
+      ease=ease if num_target < sizes["target"] else None,
+      **mined,
       **how,
     )
 
   return at
 
 
-def pool_confidences(histogram: Any, found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> Any:
-  """One image's confidences into the pools of the classes that it is predicted as."""
+def pool_confidences(
+  histogram: Any, found: dict, scores: jax.Array, valid: jax.Array, extras: dict, *, stride: int = 1
+) -> Any:
+  """One image's confidences, of every `stride`-th row and column, into the pools of the classes that it is predicted as."""
   del found, extras
-  return pseudo_labels.update_histogram(histogram, scores, valid)
+  return pseudo_labels.update_histogram(histogram, scores[::stride, ::stride], valid[::stride, ::stride])
 
 
 def pool_shares(histogram: pseudo_labels.Histogram) -> np.ndarray:
@@ -493,12 +502,11 @@ def pool_shares(histogram: pseudo_labels.Histogram) -> np.ndarray:
   return (pixels / max(pixels.sum(), 1)).astype(np.float32)
 
 
-def mined_lines(tiers: Callable, found: dict, classes: Sequence[str]) -> list[str]:
+def mined_lines(found: dict, classes: Sequence[str]) -> list[str]:
   """Which classes crops are centred on, and the share of the target's pixels that is predicted as each."""
-  shares = found["pools"]["shares"]
-  chosen = tiers(shares)
-  order = [c for c in np.argsort(shares, kind="stable") if chosen[c]]
-  names = [f"{classes[c]} {shares[c]:.2%}{' (rare)' if chosen[c] == mining.RARE else ''}" for c in order]
+  shares, tiers = found["pools"]["shares"], found["pools"]["mined"]
+  order = [c for c in np.argsort(shares, kind="stable") if tiers[c]]
+  names = [f"{classes[c]} {shares[c]:.2%}{' (rare)' if tiers[c] == mining.RARE else ''}" for c in order]
   return [f"crops are centred on {', '.join(names)}"]
 
 
@@ -506,9 +514,10 @@ def ease(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> jax.
   """How easy an image is: the mean, over the classes predicted in it, of the mean confidence at their pixels."""
   del found, extras
   predicted, confidence = jnp.where(valid, scores.argmax(-1), scores.shape[-1]), scores.max(-1)
-  none = jnp.zeros(scores.shape[-1])
-  pixels = none.at[predicted].add(1, mode="drop")
-  means = none.at[predicted].add(confidence, mode="drop") / jnp.maximum(pixels, 1)
+  # By row first: float32 sums of millions of confidences one by one would be off by more than images differ.
+  rows, none = jnp.arange(len(scores))[:, None], jnp.zeros((len(scores), scores.shape[-1]))
+  pixels = none.at[rows, predicted].add(1, mode="drop").sum(0)
+  means = none.at[rows, predicted].add(confidence, mode="drop").sum(0) / jnp.maximum(pixels, 1)
   return means.sum() / jnp.maximum((pixels > 0).sum(), 1)
 
 
@@ -520,11 +529,13 @@ def select(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> ja
 
 def single_inference(config: ConfigDict) -> dict[str, Callable]:
   """How whole images are labelled: views, forward and assemble of a `Labelling`."""
-  scales, flip = inference.parse_scales(config.labels.scales, "config.labels.scales"), config.labels.flip
+  scales = inference.parse_scales(config.labels.scales, "config.labels.scales")
   return {
     "views": whole_image,
-    "forward": functools.partial(whole_image_forward, predict=predict(config), scales=scales, flip=flip),
-    "assemble": functools.partial(assemble_whole_image, scales=scales, use_prior=config.labels.prior),
+    "forward": functools.partial(inference.look, predict(config), scales=scales, flip=config.labels.flip),
+    "assemble": functools.partial(
+      assemble_whole_image, scales=scales, kernel=config.labels.upsampling, use_prior=config.labels.prior
+    ),
   }
 
 
@@ -532,42 +543,6 @@ def whole_image(key: jax.Array, size: jax.Array) -> jax.Array:
   """The view of a whole image is its size, int32 [2]."""
   del key
   return size
-
-
-def whole_image_forward(
-  state: State,
-  images: jax.Array,
-  sizes: jax.Array,
-  *,
-  predict: Callable,
-  scales: tuple[float, ...] = (1.0,),
-  flip: bool = False,
-) -> list[dict[str, jax.Array]]:
-  """Float16 log-probabilities [B, h, w, C] of whole images [B, H, W, 3]: {"low"} by scale, and with `flip` {"mirrored"}."""
-  canvas, looks = images.shape[1:3], {"low": images}
-  if flip:
-    looks["mirrored"] = jax.vmap(inference.mirror)(images, sizes[:, 1])
-
-  def low(look, scale):
-    shape = (len(look), *inference.scaled_canvas(canvas, scale), 3)
-    return inference.log_probabilities(predict(state, look if scale == 1 else jax.image.resize(look, shape, "linear")))
-
-  return [{name: low(look, scale) for name, look in looks.items()} for scale in scales]
-
-
-def mean_of_looks(
-  outputs: Sequence[Mapping[str, jax.Array]], size: jax.Array, canvas: tuple[int, int], scales: tuple[float, ...]
-) -> jax.Array:
-  """Upsampled softmax [H, W, C] of one image, averaged over what `whole_image_forward` gives of it."""
-  total, count = 0.0, 0
-  for looks, scale in zip(outputs, scales, strict=True):
-    scaled = inference.scaled_canvas(canvas, scale)
-    factors = tuple(STRIDE * n / m for n, m in zip(canvas, scaled, strict=True))
-    for name, low in looks.items():
-      scores = inference.upsample(jnp.exp(low.astype(jnp.float32)), canvas, factors)
-      total += inference.mirror(scores, size[1]) if name == "mirrored" else scores
-      count += 1
-  return total / count
 
 
 def assemble_whole_image(
@@ -579,10 +554,11 @@ def assemble_whole_image(
   *,
   use_prior: bool,
   scales: tuple[float, ...] = (1.0,),
+  kernel: str = "linear",
 ) -> tuple[jax.Array, jax.Array, dict]:
   """Upsampled softmax of one image, times the prior where it is used."""
   del boxes
-  scores = mean_of_looks(outputs, size, canvas, scales)
+  scores = inference.mean_of_looks(outputs, size, canvas, scales, kernel)
   if use_prior:
     scores = priors.apply_prior(scores, hyper["prior"], size)
   return scores, inference.content_mask(size, canvas), {}
