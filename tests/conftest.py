@@ -64,6 +64,13 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return config
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_functions():
+  """Else a worker's memory grows by gigabytes; what is compiled again comes from the cache on the disk."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(params=experiment.method_names())
 def tiny_config(request) -> ml_collections.ConfigDict:
   """For every method that there is, one of its configs, made tiny."""

@@ -61,12 +61,8 @@ def make_batch(size: int, canvas: tuple[int, int], seed: int = 0) -> dict[str, n
 
 
 def all_steps(planned):
-  """(stage, step) of each kind of step once."""
-  seen = {}
-  for stage in planned.stages:
-    for step in stage.steps.values():
-      seen.setdefault(step.apply, (stage, step))
-  return list(seen.values())
+  """(stage, step) of each step function once, in the last stage that has it: the first one's does less."""
+  return list({step.apply.func: (stage, step) for stage in planned.stages for step in stage.steps.values()}.values())
 
 
 def test_every_shape_fits(tiny_config):

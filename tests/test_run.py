@@ -87,7 +87,7 @@ def test_a_run_leaves_what_it_promises(undisturbed):
 
 
 def test_killed_anywhere_and_resumed_the_weights_are_the_same(undisturbed, tmp_path, cache):
-  for moment in ("training", "saving", "scoring", "labelling", "training"):
+  for moment in ("training", "saving", "scoring", "labelling"):
     assert start(moment, tmp_path, cache).returncode == -signal.SIGKILL, moment
   done = start("terminated", tmp_path, cache)
   assert done.returncode == 75 and "run the same command again" in done.stderr
