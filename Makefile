@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest tests --ignore=tests/parity -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests --ignore=tests/parity -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
   make demo
   python -m jax_uda.main --config configs/demo.py --workdir runs/demo
 
-mIoU on the test photos, seed 0: 16.9 after the source stage, 27.8 with the photos' batch statistics, 34.2 at the end.
+mIoU on the test photos, seed 0: 16.9 after the source stage, 27.7 with the photos' batch statistics, 33.2 at the end.
 Trained on photo labels (`--config.source.domain=photo --config.rounds.num=0`) the same network has 37.1 after the source
 stage.
 """

@@ -39,6 +39,9 @@ def exit_status(action: Callable[[], object], flags: argparse.Namespace) -> int:
   Args:
     flags: with `debug` and `workdir`.
   """
+  from absl import logging  # here, so that --help is quick
+
+  logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant here, such as reading another run's weights
   try:
     action()
   except UserError as error:

@@ -33,13 +33,17 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
   workdir = epath.Path(workdir)
   experiment = open_experiment(config)
   refuse_other_run(config, workdir)
+  results = open_results(experiment, workdir)
+  if results["final"]:
+    print(f"{workdir}: this run is finished\n\n{report.iou_table(results['stages'])}\n")
+    print(f"report: {report.write_report(workdir)}")
+    return results
   experiment = tolerant(experiment, workdir)
   checkpoints = Checkpoints(workdir / "checkpoints", experiment.stages)
   state = first_state(experiment, fresh=checkpoints.empty())
   # What can be wrong with a config is found by now: from here on the directory is this run's.
   report.write_json(workdir / "config.json", config.to_dict())
   report.write_classes(workdir, experiment.space)
-  results = open_results(experiment, workdir)
   with StopSignal() as stop:
     index, state, seconds = start_or_resume(experiment, workdir, checkpoints, state, stop)
     while True:

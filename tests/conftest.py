@@ -20,6 +20,14 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="jax_uda_tests_"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
+# Files whose tests take longest: begun last, one of them would leave the other worker idle.
+LONGEST = ("test_run", "test_methods", "test_evaluate", "test_training", "test_cross_validate", "test_ladder")
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 TINY = {
   "batch": 4,
   "num_stages": 3,

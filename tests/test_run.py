@@ -106,7 +106,7 @@ def test_killed_anywhere_and_resumed_the_weights_are_the_same(undisturbed, tmp_p
 def test_a_finished_run_run_again_changes_nothing(undisturbed, cache):
   before = (undisturbed / "metrics.jsonl").read_bytes(), (undisturbed / "results.json").read_bytes()
   done = start("never", undisturbed, cache)
-  assert done.returncode == 0 and "report:" in done.stdout
+  assert done.returncode == 0 and "report:" in done.stdout and "this run is finished" in done.stdout
   assert before == ((undisturbed / "metrics.jsonl").read_bytes(), (undisturbed / "results.json").read_bytes())
 
 
