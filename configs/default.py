@@ -36,20 +36,13 @@ def general() -> ConfigDict:
   config.target = dataset()
   config.test = dataset()
   config.num_classes = 0  # filled in from the source's label space
+  config.classes = ()  # their names; filled in, too
   config.canvas = (512, 1024)  # images are scaled to fit it, then padded: what training crops from and labelling sees
-  config.weights = ""  # .safetensors in torchvision's names; empty starts at random
+  # .safetensors in torchvision's names; or --workdir of a finished run of the same network, whose classes may be others:
+  # the classifiers then start at random. Empty: all of it does.
+  config.weights = ""
   config.weights_partial = False  # go on with those that fit
   config.start_from = ""  # --workdir of a run whose finished first stage is taken over
-  config.network = ConfigDict({
-    "backbone": "resnet38",  # resnet18, resnet38, fcn8s_vgg16
-    "width": 1.0,  # multiplies the backbone's channels
-    "num_stages": 4,  # of resnet18: 4, or 3 to leave out layer4
-    "head_channels": 512,  # this and the next two: not of fcn8s_vgg16
-    "head_dilation": 12,
-    "batch_norm": "per_device",  # per_device, synced, frozen
-    "dtype": "float32",  # float32, bfloat16
-    "dropout": True,  # of resnet38 and fcn8s_vgg16
-  })
   config.augmentation = ConfigDict({
     "crop": (500, 500),
     "scale": (0.7, 1.3),
@@ -61,16 +54,6 @@ def general() -> ConfigDict:
     "blur": 0.0,  # probability of a Gaussian blur
     "blur_sigma": (0.1, 2.0),  # pixels of the crop
   })
-  config.optimizer = ConfigDict({
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "head_multiplier": 1.0,  # of the head's learning rate
-    "bias_multiplier": 1.0,  # of the learning rate of the convolutions' biases; code: 2
-    "bias_decay": True,  # whether weight decay reaches those biases; code: no
-  })
-  # Where the loss compares: `pixels`, upsampled logits with all labels; `stride` (code), the logits as they are with the
-  # label in the middle of each cell.
-  config.loss_at = "pixels"
   config.eval_batch = 1  # images a device
   config.eval_scales = "1"  # of the canvas, commas between: their softmax is averaged where the run is scored
   config.eval_flip = False  # average with the mirror image's, too (code)
@@ -92,6 +75,26 @@ def self_training() -> ConfigDict:
   config = general()
   config.method = "self_training"
   config.mode = "adapt"  # adapt, source_only (the same steps on source labels), oracle (on the target's true labels)
+  config.network = ConfigDict({
+    "backbone": "resnet38",  # resnet18, resnet38, fcn8s_vgg16
+    "width": 1.0,  # multiplies the backbone's channels
+    "num_stages": 4,  # of resnet18: 4, or 3 to leave out layer4
+    "head_channels": 512,  # this and the next two: not of fcn8s_vgg16
+    "head_dilation": 12,
+    "batch_norm": "per_device",  # per_device, synced, frozen
+    "dtype": "float32",  # float32, bfloat16
+    "dropout": True,  # of resnet38 and fcn8s_vgg16
+  })
+  config.optimizer = ConfigDict({
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "head_multiplier": 1.0,  # of the head's learning rate
+    "bias_multiplier": 1.0,  # of the learning rate of the convolutions' biases; code: 2
+    "bias_decay": True,  # whether weight decay reaches those biases; code: no
+  })
+  # Where the loss compares: `pixels`, upsampled logits with all labels; `stride` (code), the logits as they are with the
+  # label in the middle of each cell.
+  config.loss_at = "pixels"
   config.source_training = ConfigDict({
     "steps": 0,  # 0: from epochs
     "epochs": 30,
@@ -186,6 +189,55 @@ def mlsl() -> ConfigDict:
   return config
 
 
+def curriculum() -> ConfigDict:
+  """The strategic curriculum of proxy labels (paper 000), which calls its epochs 0, 1, …"""
+  config = general()
+  config.method = "curriculum"
+  config.mode = "adapt"  # adapt, source_only (the same steps on source labels), oracle (on the target's true labels)
+  config.network = ConfigDict({
+    "backbone": "resnet18",  # resnet18, resnet38
+    "width": 1.0,  # multiplies the backbone's channels
+    "num_stages": 4,  # of resnet18: 4, or 3 to leave out layer4
+    "branches": 2,  # decoders
+    "batch_norm": "per_device",  # per_device, synced, frozen
+    "dtype": "float32",  # float32, bfloat16
+    "dropout": True,  # of resnet38
+  })
+  config.augmentation.update({"crop": (600, 600), "scale": (0.5, 1.5)})
+  config.optimizer = ConfigDict({
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "decoder_multiplier": 10.0,  # of the decoders' learning rate
+    "clip": 0.0,  # norm that the gradients of the encoder and of the decoders are each scaled down to; 0: not; code: 1
+  })
+  # A stage on source labels before the curriculum: the paper has none, as it starts from weights trained on ADE20K.
+  config.source_training = ConfigDict({"steps": 0, "epochs": 0, "batch": 12, "rate": 1e-3, "power": 0.9})
+  config.diversity = ConfigDict({
+    "weight": 0.01,  # beta, of the decoders' similarity in the loss
+    "of": "decoder",  # decoder, cosine of all convolutions' weights; classifier (code), of the last one's
+  })
+  config.curriculum = ConfigDict({
+    "epochs": 20,
+    "epoch_steps": 0,  # 0: as many as go through the source once
+    "batch": 12,
+    "rate": 1e-3,  # of the encoder
+    "power": 0.9,  # of the polynomial decay, epoch by epoch
+    "gamma": 0.9,  # share of the source's batches in epoch 0 …
+    "gamma_end": 0.1,  # … from which it goes to this one
+    "gamma_epochs": 10,  # in so many
+    "weighted": "wall,fence,pole,traffic light,traffic sign,rider",  # classes that weigh more in the loss
+    "class_weight": 2.0,
+    "easy_mining": True,  # target pixels where the decoders disagree are left out
+    "hard_mining": True,  # source pixels where they agree are left out at random, a share that goes from 0 to 1 …
+    "drop_epochs": 10,  # … in so many epochs
+    "score_after": "1,2,4,10",  # epochs, counted from 1, after which the network is scored and drawn; and after the last
+    # So many batches of whole target images, before the curriculum and wherever it is scored, whose mean statistics become
+    # BatchNorm's running ones (AdaBN; our choice).
+    "statistics_steps": 0,
+  })
+  return config
+
+
 # What the papers' own settings share. Each function sets fields of a config.
 
 
@@ -225,9 +277,17 @@ def _to_cityscapes(config: ConfigDict) -> None:
   at_full_size(config)
 
 
+def to_bdd100k(config: ConfigDict) -> None:
+  """→ BDD100K, its 10k images with labels of 19 classes."""
+  config.target = dataset("bdd100k", dir="BDD100K", split="train")
+  config.test = dataset("bdd100k", dir="BDD100K", split="val")
+  at_full_size(config)
+
+
 def at_full_size(config: ConfigDict) -> None:
   """What large networks on large images want: rounds that leave BatchNorm's statistics alone, fewer checkpoints."""
-  config.rounds.batch_norm = "frozen"  # code; one or two crops have no statistics worth having
+  if "rounds" in config:
+    config.rounds.batch_norm = "frozen"  # code; one or two crops have no statistics worth having
   config.checkpoint_every = 2000
 
 

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
+from jax_uda import report
 from jax_uda.errors import UserError
 from jax_uda.state import Network, Stage, State
 
@@ -97,6 +98,24 @@ def take_networks(directory: epath.PathLike, place: int, state: State) -> State:
     raise UserError(f"start_from: {path} holds the networks {sorted(found)}, this run wants {sorted(state.networks)}")
   networks = {name: _take(network, found[name]) if name in shared else network for name, network in state.networks.items()}
   return state.replace(networks=networks)
+
+
+def last_network(workdir: epath.PathLike, name: str) -> dict[str, Any]:
+  """`params` and `batch_stats` of a network at the end of a finished run.
+
+  Raises:
+    UserError: no such run, it has not finished, or it has no network of that name.
+  """
+  results = epath.Path(workdir) / "results.json"
+  if not results.exists() or not report.read_json(results)["final"]:
+    raise UserError(f"config.weights: {workdir} holds no finished run; let it finish, or name another")
+  path = (epath.Path(workdir) / "checkpoints").absolute()
+  with ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    found = manager.restore(manager.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+  networks = found["state"]["networks"]
+  if name not in networks:
+    raise UserError(f"config.weights: {workdir} holds the networks {sorted(networks)}, none of them {name}; name another")
+  return {"params": networks[name]["params"], "batch_stats": networks[name]["batch_stats"] or {}}
 
 
 def _starts(steps: Sequence[int]) -> np.ndarray:

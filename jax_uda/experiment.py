@@ -32,6 +32,7 @@ SOURCE_FIELDS = (
   "source_training",
   "weights",
   "weights_partial",
+  "diversity",
 )
 
 
@@ -40,7 +41,7 @@ class Experiment:
   """A resolved config.
 
   Attributes:
-    config: with `num_classes` filled in.
+    config: with `num_classes` and `classes` filled in.
     space: what the network predicts: the source's label space. All labels are in it.
     protocols: how it is scored; the first gives a stage's own scores.
     datasets: sources by the names that streams use.
@@ -105,7 +106,7 @@ def plan(
   """An experiment from its config and the sizes of its data sets, which may be known without having them."""
   method = find_method(config.method)
   config = config.copy_and_resolve_references()
-  config.num_classes = len(space.classes)
+  config.num_classes, config.classes = len(space.classes), space.classes
   stages = method.stages(config, sizes)
   return Experiment(config, method, space, scoring_protocols(config, space), datasets, stages, method.predict(config))
 
@@ -120,7 +121,7 @@ def reopen(config: ml_collections.ConfigDict, space: LabelSpace) -> Experiment:
     raise UserError("config.test names no data set, there is nothing to score; set --config.test.kind and what it needs")
   method = find_method(config.method)
   config = config.copy_and_resolve_references()
-  config.num_classes = len(space.classes)
+  config.num_classes, config.classes = len(space.classes), space.classes
   config.weights = ""  # the checkpoint has them
   datasets = {"test": open_test(config, space)}
   return Experiment(config, method, space, scoring_protocols(config, space), datasets, (), method.predict(config))

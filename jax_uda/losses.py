@@ -5,16 +5,22 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def cross_entropy(logits: Array, labels: Array, ignore_label: int = 255) -> tuple[Array, Array]:
+def cross_entropy(
+  logits: Array, labels: Array, ignore_label: int = 255, weights: Array | None = None
+) -> tuple[Array, Array]:
   """Softmax cross-entropy over the labelled pixels: (sum in nats, float32; pixels, int32).
 
   `logits` is [B, H, W, C] of any float type, `labels` [B, H, W] integers. Pixels of `ignore_label`, or of a label
-  outside 0..C-1, add nothing to either and get a gradient of exactly 0. Source: MLSL, eqs. 1 and 2, there as sums.
+  outside 0..C-1, add nothing to either and get a gradient of exactly 0. `weights` [C] multiply each pixel's loss by that
+  of its label, and leave the number of pixels as it is. Source: MLSL, eqs. 1 and 2, there as sums; weights: the strategic
+  curriculum, section 3.3.
   """
   logits = logits.astype(jnp.float32)
   own, kept = _own_class(labels, logits.shape[-1], ignore_label)
-  # A masked sum fuses, forwards and backwards; a one-hot product or a gather would not.
+  # Masked sums fuse, forwards and backwards; a one-hot product or a gather would not.
   losses = jax.nn.logsumexp(logits, axis=-1) - jnp.where(own, logits, 0).sum(-1)
+  if weights is not None:
+    losses *= jnp.where(own, weights, 0).sum(-1)
   return jnp.where(kept, losses, 0).sum(), kept.sum(dtype=jnp.int32)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -14,38 +15,48 @@ def sgd(
   momentum: float,
   weight_decay: float,
   multiplier: float = 1.0,
-  by_module: Mapping[str, float] | None = None,
   bias_multiplier: float = 1.0,
   bias_decay: bool = True,
+  clip: float = 0.0,
 ) -> optax.GradientTransformation:
   """SGD with momentum, L2 decay and a learning rate of 1, which `update` scales.
 
   Args:
     multiplier: of the learning rate.
-    by_module: more of them, of submodules by name (`{"head": 10.0}`).
     bias_multiplier: one more, of the biases of convolutions and dense layers; BatchNorm's are none of them.
     bias_decay: whether weight decay reaches those biases.
+    clip: norm that the gradients are scaled down to, where it is larger; 0 leaves them.
   """
 
   def scale(updates, params=None):
     del params
-    factors = by_module or {}
-    scaled = {name: optax.tree.scale(multiplier * factors.get(name, 1.0), tree) for name, tree in updates.items()}
-    return jax.tree.map(lambda bias, update: bias_multiplier * update if bias else update, _biases(scaled), scaled)
+    biases = _biases(updates)
+    return jax.tree.map(lambda bias, x: multiplier * (bias_multiplier if bias else 1.0) * x, biases, updates)
 
   def decays(params):
     return jax.tree.map(lambda bias: not bias, _biases(params))
 
   decay = optax.add_decayed_weights(weight_decay, mask=None if bias_decay else decays)
-  return optax.chain(decay, optax.trace(momentum), optax.stateless(scale))
+  clipped = [optax.clip_by_global_norm(clip)] if clip else []
+  return optax.chain(*clipped, decay, optax.trace(momentum), optax.stateless(scale))
+
+
+def by_module(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+  """An optimizer for each part of a network: the submodules whose names begin so (`{"backbone": …, "decoder": …}`)."""
+
+  def parts(params):
+    return {name: next(part for part in optimizers if name.startswith(part)) for name in params}
+
+  return optax.partition(optimizers, parts)
 
 
 def _biases(params: Mapping[str, Any]) -> dict[str, Any]:
   """Which leaves are the bias of a convolution or dense layer: what is called `bias` beside a `kernel`."""
-  return {
-    name: _biases(leaf) if isinstance(leaf, Mapping) else name == "bias" and "kernel" in params
-    for name, leaf in params.items()
-  }
+
+  def is_bias(name, leaf):  # mapped, since the parts of another optimizer are empty trees here
+    return jax.tree.map(lambda _: name == "bias" and "kernel" in params, leaf)
+
+  return {name: _biases(leaf) if isinstance(leaf, Mapping) else is_bias(name, leaf) for name, leaf in params.items()}
 
 
 def make_network(variables: Mapping[str, Any], optimizer: optax.GradientTransformation) -> Network:
@@ -68,15 +79,23 @@ def update(
   return Network(params=params, batch_stats=batch_stats, opt_state=opt_state)
 
 
-def schedule(rate: float, num_steps: int, power: float) -> dict[str, np.float32]:
-  """The part of `State.hyper` that `learning_rate` reads: rate · (1 - step / num_steps)^power; power 0 is constant."""
-  return {
-    "rate": np.float32(rate),  # of NumPy: a donated state must not take these with it
-    "num_steps": np.float32(num_steps),
-    "power": np.float32(power),
-  }
+def schedule(rate: float, num_steps: int, power: float, start: int = 0, every: int = 1) -> dict[str, np.float32]:
+  """The part of `State.hyper` that `learning_rate` reads: rate · (1 - passed / num_steps)^power; power 0 is constant.
+
+  Args:
+    num_steps: of the whole decay.
+    start: steps of it that earlier stages have done.
+    every: it falls after every so many steps, an epoch, and `passed` is a multiple of it.
+  """
+  values = {"rate": rate, "num_steps": num_steps, "power": power, "start": start, "every": every}
+  return {name: np.float32(value) for name, value in values.items()}  # of NumPy: a donated state must not take these
 
 
 def learning_rate(hyper: Mapping[str, jax.Array], step: jax.Array) -> jax.Array:
   """The learning rate at a step of the stage; see `schedule`."""
-  return hyper["rate"] * (1.0 - step / hyper["num_steps"]) ** hyper["power"]
+  return hyper["rate"] * (1.0 - epoch(hyper, step) * hyper["every"] / hyper["num_steps"]) ** hyper["power"]
+
+
+def epoch(hyper: Mapping[str, jax.Array], step: jax.Array) -> jax.Array:
+  """How often the learning rate has fallen: the epoch, from 0, where it falls once each."""
+  return jnp.floor((hyper["start"] + step) / hyper["every"])

@@ -1,6 +1,7 @@
 """Pictures of a few target images after every stage, from which the report is made."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -11,17 +12,17 @@ from matplotlib.figure import Figure
 from jax_uda import inference, parallel, report
 from jax_uda.data import pipeline
 from jax_uda.experiment import Experiment
-from jax_uda.state import State
+from jax_uda.state import Stage, State
 
 HEAT_COLUMNS = 4  # heat maps side by side
 NAME_LENGTH = 18  # letters that fit over one of them
 
 
-def draw(experiment: Experiment, workdir: epath.Path, stage: str, state: State) -> None:
+def draw(experiment: Experiment, workdir: epath.Path, stage: Stage, state: State) -> None:
   """Writes `config.pictures` images spread over the target, their truth where there is one, and their predictions.
 
   As `pictures/{image, truth, <stage>}/<image id>.png`, at the size that the canvas gave the image; truth and predictions
-  hold train ids.
+  hold train ids. The stage's maps go to `pictures/maps/<name>/<stage>/<image id>.png`, from black, 0, to white, 1.
   """
   config, target = experiment.config, experiment.datasets["target_truth"]
   indices = np.unique(np.linspace(0, len(target) - 1, min(config.pictures, len(target))).astype(int))
@@ -32,6 +33,7 @@ def draw(experiment: Experiment, workdir: epath.Path, stage: str, state: State) 
   run = inference.predictor(experiment.predict)
   for batch in batches:
     low = run(state, batch)
+    maps = _mapper(stage.maps)(state, {name: batch[name] for name in ("image", "size")}) if stage.maps else {}
     for i in np.flatnonzero(batch["valid"]):
       height, width = batch["size"][i]
       name = f"{batch['id'][i]}.png"
@@ -39,7 +41,15 @@ def draw(experiment: Experiment, workdir: epath.Path, stage: str, state: State) 
       if batch["full_label"][i] is not None:
         write_png(folder / "truth" / name, batch["label"][i, :height, :width])
       labels = inference.predicted_labels(low[i], batch["size"][i], (int(height), int(width)))
-      write_png(folder / stage / name, np.asarray(labels))
+      write_png(folder / stage.name / name, np.asarray(labels))
+      for what, values in maps.items():
+        grey = np.rint(255 * values[i, :height, :width]).astype(np.uint8)
+        write_png(folder / "maps" / what / stage.name / name, grey)
+
+
+@functools.cache
+def _mapper(maps: Callable) -> Callable:
+  return parallel.per_example(lambda state, batch: maps(state, inference.prepare(batch["image"], batch["size"])))
 
 
 def heat_maps(values: np.ndarray, names: Sequence[str]) -> np.ndarray:

@@ -9,6 +9,7 @@ The report reads, where they exist, these files of the work directory; `<id>` ma
     pictures/truth/<id>.png           train ids, as all labels here; 255 = ignore
     pictures/<stage>/<id>.png         the prediction after that stage
     pseudo_labels/<stage>/<id>.png
+    pictures/maps/<name>/<stage>/<id>.png     what else a method has drawn after that stage, black to white
     pictures/extra/<title>.png        anything else worth seeing
 """
 
@@ -474,14 +475,9 @@ def _thin(steps: np.ndarray, values: np.ndarray, most: int) -> tuple[np.ndarray,
   return np.add.reduceat(steps, starts) / sizes, np.add.reduceat(values, starts) / sizes
 
 
-def _loss_names(records: Sequence[dict]) -> list[str]:
-  return list(dict.fromkeys(key for record in records for key in record if "loss" in key))
-
-
-def _draw_losses(records: Sequence[dict]) -> Figure:
-  """All recorded losses over the run's steps, stage after stage."""
+def _draw_curves(records: Sequence[dict], names: Sequence[str], label: str) -> Figure:
+  """Recorded numbers over the run's steps, stage after stage."""
   figure, axes = _axes(3.8)
-  names = _loss_names(records)
   drawn: dict[str, list[float]] = {}
   offset, spans = 0, []
   indices = sorted({record["stage_index"] for record in records})
@@ -511,7 +507,7 @@ def _draw_losses(records: Sequence[dict]) -> Figure:
     axes.yaxis.set_minor_formatter(NullFormatter())
   axes.set_xlim(0, max(offset, 1))
   axes.set_xlabel("step")
-  axes.set_ylabel("loss")
+  axes.set_ylabel(label)
   if len(names) > 1:
     figure.legend(loc="outside upper left", ncols=3)
   return figure
@@ -545,13 +541,16 @@ def _charts(stages: Sequence[dict], records: Sequence[dict]) -> Iterator[Chart]:
       f"Share of the pseudo-labels that are right, in %: {words}",
       _draw_heat(checked, "accuracy", "all classes", Normalize(0, 1)),
     )
-  if any(record[name] is not None for record in records for name in _loss_names([record])):
-    names = ", ".join(_loss_names(records))
-    yield Chart("Training loss", f"Curves over the training steps, stage by stage: {names}", _draw_losses(records))
+  for title, word, label in (("Training loss", "loss", "loss"), ("Shares of pixels", "_share", "share")):
+    numbers = (name for record in records for name, value in record.items() if isinstance(value, float | int))
+    if names := list(dict.fromkeys(name for name in numbers if word in name)):
+      figure = _draw_curves(records, names, label)
+      yield Chart(title, f"Curves over the training steps, stage by stage: {', '.join(names)}", figure)
 
 
 # --- report.html ----------------------------------------------------------------------------------------------------
 
+MOST_MAPS = 5  # of one kind and image, side by side
 PICTURE_WIDTH = 640  # pixels at most, so that the one file stays of a size to send around
 
 CSS = """
@@ -655,6 +654,29 @@ def _picture_rows(workdir: epath.Path, stages: Sequence[str], space: LabelSpace)
   return f"<h2>Pictures</h2>\n{_legend(space)}{''.join(rows)}" if rows else ""
 
 
+def _map_rows(workdir: epath.Path, stages: Sequence[str]) -> str:
+  """For each kind of map and each image: the image, and the map after some of the stages, the last one among them."""
+  pictures, result = workdir / "pictures", ""
+  kinds = sorted(path for path in (pictures / "maps").iterdir()) if (pictures / "maps").exists() else []
+  for kind in kinds:
+    drawn = [name for name in stages if (kind / name).exists()]
+    drawn = [drawn[i] for i in np.unique(np.linspace(0, len(drawn) - 1, min(len(drawn), MOST_MAPS)).astype(int))]
+    result += f"<h2>{html.escape(kind.name)}, from none (black) to full (white)</h2>\n"
+    for name in _names(pictures / "image"):
+      files = [(f"after {stage}", kind / stage / f"{name}.png") for stage in drawn]
+      row = _picture("image", pictures / "image" / f"{name}.png")
+      row += "".join(_picture(caption, path) for caption, path in files if path.exists())
+      result += f'<div class="row">\n{row}</div>\n'
+  return result
+
+
+def _warnings(records: Sequence[dict]) -> str:
+  """What the run warned of while it trained."""
+  lines = [f"{record['stage']}, step {record['step']}: {line}" for record in records for line in record.get("warnings", ())]
+  items = "".join(f"<li>{html.escape(line)}</li>\n" for line in lines)
+  return f"<h2>Warnings</h2>\n<ul>\n{items}</ul>\n" if lines else ""
+
+
 def _legend(space: LabelSpace) -> str:
   ids = np.array([[*range(len(space.classes)), IGNORE]], np.uint8)
   colors = ["#" + bytes(color.tolist()).hex() for color in colorize(ids, space)[0]]
@@ -722,8 +744,9 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
   space = read_classes(workdir)
   results = read_json(workdir / "results.json") if (workdir / "results.json").exists() else {}
   stages = results.get("stages", [])
+  records = MetricsLog(workdir / "metrics.jsonl").read()
   with matplotlib.rc_context(STYLE):
-    charts = _charts(stages, MetricsLog(workdir / "metrics.jsonl").read())
+    charts = _charts(stages, records)
     figures = "".join(_figure(chart.title, chart.alt, _png(chart.figure)) for chart in charts)
   extra = workdir / "pictures" / "extra"
   drawings = "".join(
@@ -731,9 +754,11 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
   )
   parts = [
     _header(results),
+    _warnings(records),
     f'<h2>Charts</h2>\n<div class="charts">\n{figures}</div>\n' if figures else "",
     _stage_table(stages),
     _picture_rows(workdir, [stage["name"] for stage in stages], space),
+    _map_rows(workdir, [stage["name"] for stage in stages]),
     f'<h2>More drawings</h2>\n<div class="charts">\n{drawings}</div>\n' if drawings else "",
   ]
   if (workdir / "config.json").exists():

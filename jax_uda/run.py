@@ -93,6 +93,8 @@ def first_state(experiment: Experiment, fresh: bool) -> State:
   state = experiment.method.init(config, jax.random.key(config.seed))
   if not (config.start_from and fresh):
     return state
+  if experiment.stages[0].name != "source":
+    raise UserError("config.start_from: this config has no stage `source`; set config.weights, or config.source_training")
   other = epath.Path(config.start_from)
   if not (other / "config.json").exists():
     raise UserError(f"config.start_from: {other} holds no run; name another run's --workdir")
@@ -145,7 +147,7 @@ def score(
     confusion = evaluate.score(experiment, state, experiment.datasets["test"], f"{stage.name} · scoring", stop, manner)
   if confusion is not None:
     evaluate.write_confusion(workdir, stage.name, confusion, experiment.space)
-  pictures.draw(experiment, workdir, stage.name, state)
+  pictures.draw(experiment, workdir, stage, state)
   result = report.stage_result(
     stage.name,
     stage.num_steps,

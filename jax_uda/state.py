@@ -62,7 +62,8 @@ class TrainStep:
   """One kind of step.
 
   `apply(state, {stream: batch}, key) -> (state, {name: (sum, count)})` is pure and runs under `DEVICE_AXIS`. `key` is the
-  same at every step of a stage: examples are told apart by their draw number.
+  same at every step of a stage: examples are told apart by their draw number. Sums may be numbers or, with as many counts,
+  one by class.
   """
 
   streams: tuple[str, ...]
@@ -122,6 +123,9 @@ class Stage:
     begin: (state, key) -> state: new optimizer, hyper, or a fresh start.
     pick: step number -> name in `steps`; pure, so that resuming needs no memory.
     labelling: run before `begin`, on the state that the stage before left.
+    maps: (state, normalised images float32 [B, H, W, 3]) -> {name: float [B, H, W] in 0..1}: what else to draw of the
+      target at the stage's end.
+    warnings: (the stage's lines of metrics.jsonl so far) -> what to tell the user; each line is printed once.
   """
 
   name: str
@@ -131,3 +135,5 @@ class Stage:
   begin: Callable
   pick: Callable[[int], str]
   labelling: Labelling | None = None
+  maps: Callable | None = None
+  warnings: Callable = lambda records: ()

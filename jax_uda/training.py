@@ -49,6 +49,8 @@ def train(
   key = experiment.stage_key(index, 2)
   state = parallel.replicate(state)
   window = _Window(stage, index)
+  records = [line for line in log.read() if line["stage_index"] == index]
+  warned = {line for record in records for line in record.get("warnings", ())}
   with report.Progress(f"{stage.name} · training", stage.num_steps, "steps", initial=start) as bar:
     for step in range(start + 1, stage.num_steps + 1):
       kind = stage.steps[stage.pick(step - 1)]
@@ -61,6 +63,11 @@ def train(
       values = {}
       if save or step % config.log_every == 0:
         values = window.close(checkpoints.latest())
+        records.append(values)
+        if new := [line for line in stage.warnings(records) if line not in warned]:
+          values["warnings"] = new
+          warned.update(new)
+          print("\n".join(f"{stage.name}, step {step}: {line}" for line in new), flush=True)
         log.append(values)
       if save:
         checkpoints.save(index, state, seconds + time.monotonic() - started)
@@ -133,7 +140,8 @@ class _Window:
       for name, pair in metrics.items():
         pair = np.asarray(pair, np.float64)
         if not np.isfinite(pair).all():
-          loss = " and ".join(f"{key} is {float(x) / max(float(n), 1):.4g}" for key, (x, n) in metrics.items())
+          losses = {key: (x, n) for key, (x, n) in metrics.items() if np.ndim(x) == 0}
+          loss = " and ".join(f"{key} is {float(x) / max(float(n), 1):.4g}" for key, (x, n) in losses.items())
           raise UserError(
             f"stage {self._stage}, step {step}: {loss}; the last good checkpoint is {checkpoint}; lower the stage's "
             "learning rate or set another seed, and name a new --workdir"
@@ -144,7 +152,7 @@ class _Window:
       "stage": self._stage,
       "stage_index": self._index,
       "step": steps[-1][0],
-      **{name: total / count for name, (total, count) in totals.items() if count},
+      **{name: (total / count).tolist() for name, (total, count) in totals.items() if np.all(count)},
       "seconds": seconds,
       "images_per_second": self._images / seconds,
       "waiting_for_data": self._waited / seconds,

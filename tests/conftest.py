@@ -38,6 +38,8 @@ TINY = {
   "steps": 3,
   "statistics_steps": 2,
   "num": 1,
+  "epochs": 2,
+  "epoch_steps": 2,
   "patches": 3,
   "crop": (24, 48),
   "size": (24, 48),

@@ -66,6 +66,43 @@ def test_labels_outside_the_classes_are_ignored():
   assert count == 1
 
 
+def test_class_weights_by_hand():
+  logits = jnp.log(jnp.array([[[[1, 1, 2], [4, 3, 1], [1, 1, 1], [2, 1, 1], [1, 9, 9]]]], jnp.float32))
+  labels, weights = jnp.array([[[2, 1, 0, 255, 7]]]), jnp.array([1.0, 2.0, 0.5])
+  total, count = cross_entropy(logits, labels, weights=weights)
+  np.testing.assert_allclose(total, 0.5 * np.log(2) + 2 * np.log(8 / 3) + np.log(3), rtol=1e-6)
+  assert total.dtype == jnp.float32 and count.dtype == jnp.int32 and count == 3  # pixels, not their weights
+  np.testing.assert_allclose(mean((total, count)), total / 3, rtol=1e-6)
+  total, count = cross_entropy(logits, labels, ignore_label=1, weights=weights)
+  np.testing.assert_allclose(total, 0.5 * np.log(2) + np.log(3), rtol=1e-6)
+  assert count == 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(batches())
+def test_class_weights_scale_each_pixels_loss_and_gradient(batch):
+  logits, labels = batch
+  weights = np.array([1, 2, 0, 0.25, 3], np.float32)
+  of_pixel = np.where(labels == 255, 0, weights[np.minimum(labels, CLASSES - 1)])
+  total, count = jitted(logits, labels, weights=weights)
+  np.testing.assert_allclose(total, np.nansum(of_pixel * cross_entropies(logits, labels)), rtol=1e-5, atol=1e-4)
+  assert count == (labels != 255).sum()
+  got = np.asarray(jax.grad(lambda x: jitted(x, labels, weights=weights)[0])(logits))
+  np.testing.assert_allclose(got, of_pixel[..., None] * gradient(logits, labels), rtol=1e-5, atol=1e-6)
+  assert np.all(got[of_pixel == 0] == 0)
+  np.testing.assert_array_equal(jitted(logits, labels, weights=np.ones(CLASSES, np.float32)), jitted(logits, labels))
+
+
+def test_class_weights_take_no_memory():
+  logits, labels = jnp.zeros((1, 128, 128, 19)), jnp.zeros((1, 128, 128), jnp.uint8)
+
+  def workspace(weights):
+    program = jax.jit(jax.grad(lambda x: cross_entropy(x, labels, weights=weights)[0])).lower(logits).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+  assert workspace(jnp.ones(19)) <= workspace(None) + labels.size
+
+
 def test_a_batch_without_labels_gives_zero_and_no_gradient():
   logits, labels = jnp.full((*SHAPE, CLASSES), 1e4), jnp.full(SHAPE, 255, jnp.uint8)
   value, grad = jax.value_and_grad(lambda x: mean(cross_entropy(x, labels)))(logits)

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from jax_uda import check, experiment, inference, labelling, parallel, pseudo_labels
+from jax_uda import check, experiment, inference, labelling, parallel, pseudo_labels, steps
 from jax_uda.data.label_spaces import CITYSCAPES19, IGNORE
 from jax_uda.errors import UserError
 from jax_uda.methods import mlsl, self_training
@@ -487,7 +487,7 @@ def test_crops_are_centred_on_mined_classes_of_the_domains_that_are_asked_for():
   batch = {"label": jnp.asarray(label), "size": jnp.full((2, 2), 16)}
   state = State(jnp.int32(0), {}, {"mined": jnp.array([0, 0, 1])})
   keys = jax.random.split(jax.random.key(0), 2)
-  domain = jnp.array([self_training.SOURCE, self_training.TARGET])
+  domain = jnp.array([steps.SOURCE, steps.TARGET])
   for domains, wanted in (((1,), [[-1, -1], [3, 12]]), ((0,), [[3, 12], [-1, -1]]), ((0, 1), [[3, 12], [3, 12]])):
     got = self_training.mined_centres(keys, batch, domain, state, probability=1.0, domains=domains)
     np.testing.assert_array_equal(got, wanted)

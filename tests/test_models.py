@@ -10,9 +10,9 @@ from flax import traverse_util
 
 from jax_uda.errors import UserError
 from jax_uda.models import layers
-from jax_uda.models.decoders import FCN8s, Head, ImageClassifier, doubled
+from jax_uda.models.decoders import FCN8s, Head, ImageClassifier, PyramidPooling, adaptive_average_pool, doubled
 from jax_uda.models.resnet import ResNet18
-from jax_uda.models.segmenter import BACKBONES, STRIDE, Segmenter
+from jax_uda.models.segmenter import BACKBONES, RESNETS, STRIDE, BranchedSegmenter, Segmenter
 from jax_uda.models.vgg import VGG16
 from jax_uda.models.weights import load_torchvision
 from jax_uda.state import DEVICE_AXIS
@@ -21,6 +21,7 @@ WITH_BATCH_NORM = ("resnet18", "resnet38")
 WITH_DROPOUT = ("resnet38", "fcn8s_vgg16")
 
 small_segmenter = partial(Segmenter, 5, width=0.0625, head_channels=8, head_dilation=2)
+small_branched = partial(BranchedSegmenter, 5, width=0.0625, num_stages=3)
 
 
 def images(batch=2, height=32, width=32, seed=0):
@@ -130,6 +131,31 @@ def test_stride_8_rounds_up(backbone, size):
   assert logits.dtype == latent.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("backbone", RESNETS)
+@pytest.mark.parametrize(("branches", "size"), [(1, (65, 97)), (2, (1, 7)), (3, (41, 47)), (2, (600, 600))])
+def test_every_branch_gives_logits_at_stride_8(backbone, branches, size):
+  model = BranchedSegmenter(19, backbone, width=0.5, branches=branches)
+  x = jnp.zeros((2, *size, 3))
+  (logits, latent), variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x))
+  low = tuple(-(-n // STRIDE) for n in size)
+  assert logits.shape == (branches, 2, *low, 19)
+  assert latent.shape == (2, *low, {"resnet18": 256, "resnet38": 2048}[backbone])
+  assert logits.dtype == latent.dtype == jnp.float32
+  parts = {"backbone", *(f"decoder_{branch}" for branch in range(branches))}
+  assert set(variables["params"]) == set(variables["batch_stats"]) == parts
+
+
+def test_branched_segmenter_has_the_layers_of_the_paper():
+  variables = shapes(BranchedSegmenter(19), 1, 64, 64, 3)
+  assert count({"params": variables["params"]["backbone"]}) == 11_689_512 - (512 * 1000 + 1000)
+  for decoder in ("decoder_0", "decoder_1"):
+    layer = variables["params"][decoder]
+    kernels = {name: leaves["kernel"].shape for name, leaves in layer.items() if "kernel" in leaves}
+    assert kernels == {**{f"pool{n}_conv": (1, 1, 512, 128) for n in (6, 3, 2, 1)}, "logits": (1, 1, 1024, 19)}
+    assert [name for name, leaves in layer.items() if "bias" in leaves and "kernel" in leaves] == ["logits"]
+    assert set(variables["batch_stats"][decoder]) == {f"pool{n}_bn" for n in (6, 3, 2, 1)}
+
+
 @pytest.mark.parametrize(("num_stages", "output_stride", "stride"), [(4, 32, 32), (3, 32, 16), (4, 8, 8), (3, 8, 8)])
 def test_resnet18_strides_and_stages(num_stages, output_stride, stride):
   model = ResNet18(num_stages, output_stride)
@@ -186,6 +212,91 @@ def test_doubling_is_exact_on_a_ramp():
   np.testing.assert_allclose(doubled(jnp.full((1, 6, 7, 1), 2.5), (11, 14)), 2.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (3, 2), (5, 7), (6, 6), (13, 9), (75, 31)])
+def test_adaptive_average_pool_equals_a_loop_over_cells(size):
+  maps, sizes = images(2, *size), (1, 2, 3, 4, 6)
+  height, width = size
+  for bins, pooled in zip(sizes, jax.jit(lambda x: [adaptive_average_pool(x, n) for n in sizes])(maps), strict=True):
+    assert (pooled.shape, pooled.dtype) == ((2, bins, bins, 3), jnp.float32)
+    for i, j in np.ndindex(bins, bins):
+      rows = slice(i * height // bins, -(-(i + 1) * height // bins))
+      columns = slice(j * width // bins, -(-(j + 1) * width // bins))
+      expected = np.asarray(maps, np.float64)[:, rows, columns].mean((1, 2))
+      np.testing.assert_allclose(pooled[:, i, j], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_adaptive_average_pool_by_hand():
+  ramp = jnp.arange(5.0)[None, :, None, None] + 10 * jnp.arange(2.0)[None, None, :, None]
+  # Of five rows three cells take 0-1, 1-3 and 3-4; of two columns 0, both and 1.
+  expected = np.array([0.5, 2, 3.5])[:, None] + np.array([0, 5, 10])
+  np.testing.assert_allclose(adaptive_average_pool(ramp, 3)[0, ..., 0], expected, rtol=1e-6)
+
+
+def test_bfloat16_maps_are_averaged_in_float32():
+  maps = jnp.full((1, 300, 300, 1), 1.0078125, jnp.bfloat16)
+  pooled = adaptive_average_pool(maps, 1)
+  assert pooled.dtype == jnp.float32
+  np.testing.assert_allclose(pooled, 1.0078125, rtol=1e-5)
+
+
+def test_pyramid_pooling_is_what_its_layers_say():
+  latent = jnp.broadcast_to(images(2, 1, 1), (2, 5, 7, 3))  # constant maps: pooling and upsampling change nothing
+  model = PyramidPooling(4, bins=(3, 1))
+  variables = random_variables(model, latent)
+  params, x = variables["params"], latent[:, :1, :1]
+  maps = [x]
+  for bins in (3, 1):
+    norm, statistics = params[f"pool{bins}_bn"], variables["batch_stats"][f"pool{bins}_bn"]
+    y = (x @ params[f"pool{bins}_conv"]["kernel"][0, 0] - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-5)
+    maps.append(np.maximum(0, y * norm["scale"] + norm["bias"]))
+  assert maps[1].shape[-1] == maps[2].shape[-1] == 1  # 3 // 2
+  expected = np.concatenate(maps, -1) @ params["logits"]["kernel"][0, 0] + params["logits"]["bias"]
+  np.testing.assert_allclose(apply(model, variables, latent), np.broadcast_to(expected, (2, 5, 7, 4)), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_and_statistics_reach_every_branch():
+  x = images(3, 33, 41)
+  model = small_branched(branches=3)
+  variables = random_variables(model, x)
+
+  @jax.jit
+  @partial(jax.grad, has_aux=True)
+  def gradients(params):
+    (logits, _), changed = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+    return jnp.mean(logits**2), changed["batch_stats"]
+
+  found, statistics = gradients(variables["params"])
+  assert all(np.any(leaf) for leaf in jax.tree.leaves(found))
+  old = jax.tree.leaves(variables["batch_stats"])
+  assert all(np.any(new != leaf) for new, leaf in zip(jax.tree.leaves(statistics), old, strict=True))
+
+
+def test_branches_share_the_latent_map_and_nothing_else():
+  x = images(2, 33, 41)
+  model = small_branched(branches=3)
+  variables = jax.jit(model.init)(jax.random.key(0), x)
+  decoders = [variables["params"][f"decoder_{branch}"] for branch in range(3)]
+  for a, b in ((0, 1), (0, 2), (1, 2)):
+    layers_of_both = zip(decoders[a].items(), decoders[b].values(), strict=True)
+    assert all(np.all(mine["kernel"] != its["kernel"]) for (name, mine), its in layers_of_both if "kernel" in mine)
+  logits, latent = apply(model, variables, x)
+  assert len({np.asarray(branch).tobytes() for branch in logits}) == 3
+  decode = jax.jit(PyramidPooling(5).apply)
+  for branch, decoder in enumerate(decoders):
+    own = {"params": decoder, "batch_stats": variables["batch_stats"][f"decoder_{branch}"]}
+    np.testing.assert_allclose(decode(own, latent), logits[branch], rtol=1e-4, atol=1e-6)
+
+
+def test_branches_share_one_forward_of_the_backbone():
+  x = images(1)
+
+  def convolutions(branches):
+    model = small_branched(branches=branches)
+    return str(jax.make_jaxpr(model.apply)(shapes(model, *x.shape), x)).count("conv_general_dilated")
+
+  assert convolutions(2) - convolutions(1) == convolutions(3) - convolutions(2) == 5
+
+
 def test_fcn8s_adds_the_scores_of_three_strides():
   maps = [jnp.broadcast_to(images(2, 1, 1, seed), (2, *size, 3)) for seed, size in enumerate([(5, 6), (3, 3), (2, 2)])]
   model = FCN8s(4)
@@ -239,6 +350,25 @@ def test_bfloat16_keeps_float32_parameters_and_logits(backbone):
   assert 0.1 < np.mean(latent == 0) < 0.9  # all trunks end in a ReLU
   expected = apply(reference, variables, x)[0]
   assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_branches_in_bfloat16_keep_float32_parameters_and_logits():
+  x = images(3, 33, 41)
+  model = small_branched(dtype="bfloat16")
+  (logits, latent), variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x))
+  assert (logits.dtype, latent.dtype) == (jnp.float32, jnp.bfloat16)
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+def test_statistics_of_the_few_cells_are_exact_in_bfloat16():
+  alike = jnp.asarray(5 + 0.01 * images(4, 1, 1), jnp.bfloat16)  # images whose means differ by a few steps of bfloat16
+  latent = jnp.broadcast_to(alike, (4, 5, 7, 3))
+  model, reference = (PyramidPooling(4, bins=(3, 1), dtype=dtype) for dtype in (jnp.bfloat16, jnp.float32))
+  variables = random_variables(reference, latent)
+  logits, expected = (apply(m, variables, latent, train=True, mutable=["batch_stats"]) for m in (model, reference))
+  assert logits[0].dtype == jnp.float32
+  np.testing.assert_allclose(logits[0], expected[0], atol=0.02 * np.abs(expected[0]).max())
+  assert_trees_close(logits[1], expected[1], rtol=0)
 
 
 @pytest.mark.parametrize("activation", ["paper", "code"])
@@ -437,6 +567,25 @@ def test_weights_of_vgg16_are_never_taken_over_in_silence(partly, tmp_path):
 def test_unknown_fields_are_errors_in_one_line(fields, message):
   with pytest.raises(UserError, match=message) as error:
     shapes(Segmenter(5, **fields), 1, 32, 32, 3)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"branches": 0}, "config.network.branches is 0"),
+    ({"backbone": "fcn8s_vgg16"}, "unknown backbone 'fcn8s_vgg16'.*choose one of resnet18, resnet38(?!,)"),
+    ({"backbone": "resnet38", "num_stages": 3}, "num_stages is 3, but resnet38"),
+    ({"dtype": "float16"}, "dtype 'float16'.*float32, bfloat16"),
+    ({"batch_norm": "on"}, "batch_norm 'on'.*per_device, synced, frozen"),
+    ({"bins": ()}, r"bins of the pyramid pooling are \(\)"),
+    ({"bins": (2, 0)}, r"bins of the pyramid pooling are \(2, 0\)"),
+    ({"bins": (3, 1, 3)}, "each once"),
+  ],
+)
+def test_unknown_fields_of_the_branched_segmenter_are_errors_in_one_line(fields, message):
+  with pytest.raises(UserError, match=message) as error:
+    shapes(BranchedSegmenter(5, **fields), 1, 32, 32, 3)
   assert "\n" not in str(error.value)
 
 

@@ -31,7 +31,7 @@ def like(params, seed):
 
 
 def test_momentum_decay_and_multipliers_by_hand():
-  optimizer = optimizers.sgd(momentum=0.5, weight_decay=0.1, by_module={"head": 10.0})
+  optimizer = optimizers.by_module({"backbone": optimizers.sgd(0.5, 0.1), "head": optimizers.sgd(0.5, 0.1, 10.0)})
   start = {"backbone": jnp.array([1.0]), "head": jnp.array([2.0])}
   gradients = {"backbone": jnp.array([0.3]), "head": jnp.array([0.4])}
   network = optimizers.make_network({"params": start}, optimizer)
@@ -45,7 +45,9 @@ def test_momentum_decay_and_multipliers_by_hand():
 
 
 def test_biases_by_hand():
-  optimizer = optimizers.sgd(0.5, 0.1, multiplier=3.0, by_module={"head": 10.0}, bias_multiplier=2.0, bias_decay=False)
+  of_biases = {"bias_multiplier": 2.0, "bias_decay": False}
+  parts = {name: optimizers.sgd(0.5, 0.1, multiplier, **of_biases) for name, multiplier in (("head", 30.0), ("", 3.0))}
+  optimizer = optimizers.by_module(parts)
   start, gradients = like(VARIABLES["params"], 0), like(VARIABLES["params"], 1)
   network = optimizers.make_network({"params": start}, optimizer)
   once = optimizers.update(network, gradients, {}, optimizer, jnp.float32(0.01))
@@ -74,14 +76,13 @@ def test_the_switches_touch_biases_alone(change):
 
 
 def test_without_the_switches_nothing_changes_by_a_bit():
-  optimizer = optimizers.sgd(0.9, 5e-4, 0.7, {"head": 10.0})
+  optimizer = optimizers.sgd(0.9, 5e-4, 0.7)
   start, network = like(VARIABLES["params"], 4), optimizers.make_network(VARIABLES, optimizer)
   network = network.replace(params=start)
-  factors = {"conv": 0.7, "norm": 0.7, "head": 0.7 * 10.0}
   before = optax.chain(
     optax.add_decayed_weights(5e-4),
     optax.trace(0.9),
-    optax.stateless(lambda tree, _: {name: optax.tree.scale(factors[name], part) for name, part in tree.items()}),
+    optax.stateless(lambda tree, _: optax.tree.scale(0.7, tree)),
   )
   assert jax.tree.structure(optimizer.init(start)) == jax.tree.structure(before.init(start))
   step = jax.jit(lambda *x: optimizers.update(*x, optimizer, jnp.float32(0.01)))
@@ -117,3 +118,19 @@ def test_polynomial_and_constant_rates():
   for step, wanted in ((0, 0.2), (50, 0.2 * 0.5**0.9), (100, 0.0)):
     np.testing.assert_allclose(optimizers.learning_rate(decaying, jnp.int32(step)), wanted, rtol=1e-6)
     np.testing.assert_allclose(optimizers.learning_rate(constant, jnp.int32(step)), 0.2, rtol=1e-6)
+
+
+def test_each_part_has_its_gradients_clipped_alone():
+  backbone, decoder = (optimizers.sgd(0.0, 0.0, multiplier, clip=1.0) for multiplier in (1.0, 10.0))
+  optimizer = optimizers.by_module({"backbone": backbone, "decoder": decoder})
+  gradients = {"backbone": jnp.array([3.0, 4.0]), "decoder_0": jnp.array([0.3]), "decoder_1": jnp.array([0.4])}
+  updates, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
+  np.testing.assert_allclose(updates["backbone"], [0.6, 0.8], rtol=1e-6)
+  np.testing.assert_allclose([updates["decoder_0"][0], updates["decoder_1"][0]], [3, 4], rtol=1e-6)  # a norm of 0.5
+
+
+def test_the_rate_falls_once_an_epoch_over_several_stages():
+  hyper = optimizers.schedule(rate=0.1, num_steps=20, power=0.9, start=10, every=5)
+  rates = [float(optimizers.learning_rate(hyper, jnp.int32(step))) for step in (0, 4, 5, 9)]
+  np.testing.assert_allclose(rates, [0.1 * (1 - part) ** 0.9 for part in (0.5, 0.5, 0.75, 0.75)], rtol=1e-5)
+  assert [float(optimizers.epoch(hyper, jnp.int32(step))) for step in (0, 4, 5)] == [2, 2, 3]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jax_uda import inference, losses, optimizers, priors, pseudo_labels
+from jax_uda import inference, losses, optimizers, priors, pseudo_labels, steps
 from jax_uda.errors import UserError
 from jax_uda.methods import self_training
 from jax_uda.models import layers
@@ -170,7 +170,7 @@ def image_labels(
   by_eta = priors.weak_labels(label, class_sizes, eta, strict, valid)
   if source_by_eta:
     return by_eta
-  on_source = (part["domain"] == self_training.SOURCE)[:, None]
+  on_source = (part["domain"] == steps.SOURCE)[:, None]
   return jnp.where(on_source, priors.present(label, class_sizes.shape[0], valid), by_eta)
 
 

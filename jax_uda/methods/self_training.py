@@ -21,15 +21,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jax_uda import inference, losses, mining, optimizers, priors, pseudo_labels
-from jax_uda.data import transforms
+from jax_uda import inference, losses, mining, optimizers, priors, pseudo_labels, steps
 from jax_uda.data.label_spaces import IGNORE
 from jax_uda.errors import UserError
-from jax_uda.models import layers, weights
-from jax_uda.models.segmenter import STRIDE, WITHOUT_BATCH_NORM, Segmenter
+from jax_uda.models.segmenter import STRIDE, Segmenter
 from jax_uda.state import DEVICE_AXIS, Fold, Labelling, Stage, State, Stream, TrainStep
 
-SOURCE, TARGET = 0, 1  # places in a mixed stream's `datasets`, which batches carry as `domain`
 PRIOR_CELL = 8  # pixels of the canvas a cell of the spatial prior's grid; its Gaussian is 70 wide
 
 
@@ -42,27 +39,21 @@ def segmenter(config: ConfigDict, batch_norm: str = "") -> Segmenter:
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
   """The segmenter's optimizer, with a learning rate of 1."""
   settings = config.optimizer
-  by_module = {"head": settings.head_multiplier}
-  return optimizers.sgd(
+  sgd = functools.partial(
+    optimizers.sgd,
     settings.momentum,
     settings.weight_decay,
-    by_module=by_module,
     bias_multiplier=settings.bias_multiplier,
     bias_decay=settings.bias_decay,
   )
+  return optimizers.by_module({"backbone": sgd(), "head": sgd(multiplier=settings.head_multiplier)})
 
 
 def init(config: ConfigDict, key: jax.Array) -> State:
   """The first state: a segmenter from `config.weights`, or at random."""
-  make = functools.partial(segmenter(config).init, key, jnp.zeros((1, *config.augmentation.crop, 3)))
-  known = jax.eval_shape(make)
-  if config.weights:  # read first: what is wrong with the file should not wait for a compilation
-    known, found = weights.load_torchvision(config.weights, known, partial=config.weights_partial)
-    initial = (*found.missing, *(name for name, _, _ in found.mismatched))
-    print(f"weights: {len(found.loaded)} tensors from {config.weights}; left at random: {', '.join(initial) or 'the head'}")
-  variables = jax.tree.map(lambda x, y: y if isinstance(x, jax.ShapeDtypeStruct) else x, known, jax.jit(make)())
+  network = steps.first_network(config, segmenter(config), optimizer(config), key)
   hyper = {"mined": jnp.zeros(config.num_classes, jnp.int32)} if mines(config) else {}
-  return State(jnp.int32(0), {"segmenter": optimizers.make_network(variables, optimizer(config))}, hyper)
+  return State(jnp.int32(0), {"segmenter": network}, hyper)
 
 
 def predict(config: ConfigDict) -> Callable:
@@ -109,66 +100,6 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
 
 
 # Training
-
-
-def train_step(
-  state: State,
-  batches: Mapping[str, dict[str, jax.Array]],
-  key: jax.Array,
-  *,
-  streams: tuple[str, ...],
-  players: Mapping[str, optax.GradientTransformation],
-  loss: Callable,
-  augment: Callable,
-  mine: Callable | None = None,
-) -> tuple[State, dict[str, tuple[jax.Array, jax.Array]]]:
-  """One joint update of some players on source and target (paper 003, eqs. 3 and 7).
-
-  Args:
-    batches: {stream: a batch of the pipeline}. In the stream `train` each example knows its domain; the streams `source`
-      and `target` hold one each, and are normalised apart.
-    key: the stage's.
-    streams: the order in which they pass the network; the batch statistics are the last one's.
-    players: the optimizer of each network that learns.
-    loss: (params by player, state, parts) -> this device's part of the global loss, (batch statistics by player,
-      {metric: (sum, count)}), the metrics still to be summed over devices. Parts are examples, one dict a stream.
-    augment: (keys [B], image, label, size, centres [B, 2]) -> image [B, h, w, 3], label [B, h, w], valid [B, h, w].
-    mine: (keys [B], a batch, its domain [B], state) -> centres of the crops, see `mining.centre`; None: at random.
-  """
-  parts = [
-    examples(state, batches[name], name, jax.random.fold_in(key, i), augment, mine) for i, name in enumerate(streams)
-  ]
-  params = {name: state.networks[name].params for name in players}
-  gradients, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(params, state, parts)
-  gradients, metrics = jax.lax.psum((gradients, metrics), DEVICE_AXIS)
-  batch_stats = jax.lax.pmean(batch_stats, DEVICE_AXIS)
-  # Logged, and what tells of weights about to be spoiled while the loss is still finite.
-  metrics["gradient_norm"] = (optax.global_norm(gradients), jnp.float32(1))
-
-  rate = optimizers.learning_rate(state.hyper, state.step)
-  updated = {
-    name: optimizers.update(state.networks[name], gradients[name], batch_stats[name], player, rate)
-    for name, player in players.items()
-  }
-  return state.replace(step=state.step + 1, networks={**state.networks, **updated}), metrics
-
-
-def examples(
-  state: State, batch: Mapping[str, jax.Array], stream: str, key: jax.Array, augment: Callable, mine: Callable | None = None
-) -> dict[str, jax.Array]:
-  """A batch of the pipeline as training sees it: augmented, keyed per example, its domain known.
-
-  Beside the crop's image, label and valid, `whole_label` [B, H, W] and `whole_valid` are those of all the image.
-  """
-  keys = jax.vmap(lambda draw: jax.random.split(jax.random.fold_in(key, draw)))(batch["draw"])
-  domain = jnp.full_like(batch["domain"], TARGET) if stream == "target" else batch["domain"]
-  centres = None if mine is None else mine(keys[:, 0], batch, domain, state)
-  image, label, valid = augment(keys[:, 0], batch["image"], batch["label"], batch["size"], centres=centres)
-  whole = {
-    "whole_label": batch["label"],
-    "whole_valid": jax.vmap(inference.content_mask, (0, None))(batch["size"], batch["label"].shape[1:]),
-  }
-  return {"image": image, "label": label, "valid": valid, "domain": domain, "keys": keys[:, 1], **whole}
 
 
 def mined_centres(
@@ -224,7 +155,7 @@ def segmentation_loss(
       label = losses.hard_pixels(logits, label, hard_below, hard_least)
     pairs.append(losses.cross_entropy(logits, label))
     latents.append(latent)
-    target = (part["domain"] == TARGET)[:, None, None]
+    target = (part["domain"] == steps.TARGET)[:, None, None]
     kept += jnp.sum(target & (part["label"] != IGNORE))
     seen += jnp.sum(target & part["valid"])
   loss = sum(losses.mean((total, jax.lax.psum(count, DEVICE_AXIS))) for total, count in pairs) / len(pairs)
@@ -236,53 +167,31 @@ def segmentation_loss(
 def supervised_loss(
   params: Mapping[str, Any], state: State, parts: Sequence[Mapping[str, jax.Array]], **settings: Any
 ) -> tuple[jax.Array, tuple[dict, dict]]:
-  """`segmentation_loss` alone, as `train_step` wants it."""
+  """`segmentation_loss` alone, as `steps.train_step` wants it."""
   loss, auxiliary, _ = segmentation_loss(params, state, parts, **settings)
   return loss, auxiliary
-
-
-def statistics_step(
-  state: State, batches: Mapping[str, dict[str, jax.Array]], key: jax.Array, *, model: Segmenter
-) -> tuple[State, dict[str, tuple[jax.Array, jax.Array]]]:
-  """Makes the running batch statistics the mean of those of the stream `whole`, whose steps follow `hyper["num_steps"]`.
-
-  The images are whole and as they are, as the network will see them when it labels and when it is scored.
-  """
-  del key
-  network, batch = state.networks["segmenter"], batches["whole"]
-  variables = {"params": network.params, "batch_stats": network.batch_stats}
-  images = inference.prepare(batch["image"], batch["size"])
-  (logits, _), changed = model.apply(variables, images, train=True, mutable=["batch_stats"])
-  # BatchNorm goes a fixed part of the way towards the batch's statistics; a mean of n goes an n-th of it.
-  part = 1 / ((1 - layers.MOMENTUM) * (state.step - state.hyper["num_steps"] + 1))
-  batch_stats = jax.tree.map(lambda a, b: a + part * (b - a), network.batch_stats, changed["batch_stats"])
-  batch_stats = jax.lax.pmean(batch_stats, DEVICE_AXIS)
-  confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
-  metrics = {"confidence": (confidence.sum(), jnp.int32(confidence.size))}
-  networks = {**state.networks, "segmenter": network.replace(batch_stats=batch_stats)}
-  return state.replace(step=state.step + 1, networks=networks), jax.lax.psum(metrics, DEVICE_AXIS)
 
 
 # Stages
 
 
 def source_step(config: ConfigDict, players: Mapping[str, optax.GradientTransformation]) -> TrainStep:
-  """`train_step` of the stage `source`."""
+  """`steps.train_step` of the stage `source`."""
   loss = functools.partial(supervised_loss, model=segmenter(config), at=_loss_at(config))
-  how = {"streams": ("train",), "players": players, "loss": loss, "augment": _augment(config)}
-  return TrainStep(("train",), functools.partial(train_step, **how))
+  how = {"streams": ("train",), "players": players, "loss": loss, "augment": steps.augmentation(config)}
+  return TrainStep(("train",), functools.partial(steps.train_step, **how))
 
 
 def round_step(config: ConfigDict, players: Mapping[str, optax.GradientTransformation], loss: Callable) -> TrainStep:
-  """`train_step` of the rounds, on what `config.mode` trains on."""
+  """`steps.train_step` of the rounds, on what `config.mode` trains on."""
   paired = config.rounds.paired and config.mode != "source_only"
   streams = ("source", "target") if paired else ("train",)
-  how = {"streams": streams, "players": players, "loss": loss, "augment": _augment(config, config.rounds.jitter)}
+  how = {"streams": streams, "players": players, "loss": loss, "augment": steps.augmentation(config, config.rounds.jitter)}
   if mines(config):
     settings = config.mining
-    domains = {"target": (TARGET,), "source": (SOURCE,), "both": (SOURCE, TARGET)}[settings.on]
+    domains = {"target": (steps.TARGET,), "source": (steps.SOURCE,), "both": (steps.SOURCE, steps.TARGET)}[settings.on]
     how["mine"] = functools.partial(mined_centres, probability=settings.probability, domains=domains)
-  return TrainStep(streams, functools.partial(train_step, **how))
+  return TrainStep(streams, functools.partial(steps.train_step, **how))
 
 
 def mines(config: ConfigDict) -> bool:
@@ -296,13 +205,6 @@ def _loss_at(config: ConfigDict) -> str:
   if config.loss_at not in ("pixels", "stride"):
     raise UserError(f"config.loss_at is {config.loss_at!r}; choose pixels or stride")
   return config.loss_at
-
-
-def _augment(config: ConfigDict, jitter: float = 0.0) -> Callable:
-  """`config.augmentation`, its colours widened to at least `jitter`."""
-  least = {"brightness": jitter, "contrast": jitter, "saturation": jitter, "hue": jitter / 8}
-  settings = {name: max(value, least[name]) if name in least else value for name, value in config.augmentation.items()}
-  return functools.partial(transforms.augment_batch, settings=transforms.Augmentation(**settings))
 
 
 def round_settings(config: ConfigDict) -> dict[str, Any]:
@@ -321,14 +223,14 @@ def source_stage(
 ) -> Stage:
   """Supervised training on the source."""
   settings = config.source_training
-  num_steps = settings.steps or _steps(settings.epochs, sizes["source"], settings.batch)
+  num_steps = settings.steps or steps.steps_of(settings.epochs, sizes["source"], settings.batch)
   hyper = optimizers.schedule(settings.rate, num_steps, settings.power)
   return Stage(
     name="source",
     num_steps=num_steps,
     streams={"train": Stream(("source",), settings.batch)},
     steps={"train": step},
-    begin=functools.partial(begin, players=players, hyper=hyper),
+    begin=functools.partial(steps.begin, players=players, hyper=hyper, num_steps=num_steps),
     pick=lambda step: "train",
   )
 
@@ -348,25 +250,11 @@ def round_stages(
     raise UserError(f"config.mode is {config.mode!r}; choose adapt, source_only or oracle")
   settings = config.rounds
   target = {"adapt": ("target",), "oracle": ("target_truth",), "source_only": ()}[config.mode]
-  result, whole = [], {}
+  statistics = None
   if settings.statistics_steps and target:
-    batch_norm = settings.batch_norm or config.network.batch_norm
-    if batch_norm == "frozen" or config.network.backbone in WITHOUT_BATCH_NORM:
-      raise UserError("config.rounds.statistics_steps: frozen or no BatchNorm has no statistics to fit; set it to 0")
-    # Without dropout, as the network will be used.
-    update = functools.partial(statistics_step, model=segmenter(config, batch_norm).clone(dropout=False))
-    statistics = {"statistics": TrainStep(("whole",), update)}
-    whole = {"whole": Stream(("target_images",), settings.batch)}
-    result.append(
-      Stage(
-        name="statistics",
-        num_steps=settings.statistics_steps,
-        streams=whole,
-        steps=statistics,
-        begin=begin_statistics,
-        pick=lambda step: "statistics",
-      )
-    )
+    model = segmenter(config, settings.batch_norm)
+    statistics = steps.statistics_stage(model, settings.statistics_steps, settings.batch)
+  result = [statistics] if statistics else []
   num_target = trained_on(config, sizes)
   if settings.source_draw not in ("cumulative", "random"):
     raise UserError(f"config.rounds.source_draw is {settings.source_draw!r}; choose cumulative or random")
@@ -381,35 +269,19 @@ def round_stages(
       batch = settings.batch * (2 if settings.paired else 1)
       streams = {"train": Stream(("source", *target), batch, mixed if target else None)}
     epoch = num_target if settings.paired else len(subset) + num_target
-    num_steps = settings.steps or _steps(settings.epochs, epoch, settings.batch)
+    num_steps = settings.steps or steps.steps_of(settings.epochs, epoch, settings.batch)
     hyper = optimizers.schedule(settings.rate / settings.rate_divisor**r, num_steps, settings.power)
-    result.append(
-      Stage(
-        name=f"round_{r + 1}",
-        num_steps=num_steps + (settings.statistics_steps if whole else 0),
-        streams={**streams, **whole},
-        steps={"train": step, **(statistics if whole else {})},
-        begin=functools.partial(begin, players=players, hyper=hyper),
-        pick=lambda step, num_steps=num_steps: "train" if step < num_steps else "statistics",
-        labelling=labelling(portion(config, r)) if config.mode == "adapt" else None,
-      )
+    stage = Stage(
+      name=f"round_{r + 1}",
+      num_steps=num_steps,
+      streams=streams,
+      steps={"train": step},
+      begin=functools.partial(steps.begin, players=players, hyper=hyper, num_steps=num_steps),
+      pick=lambda step: "train",
+      labelling=labelling(portion(config, r)) if config.mode == "adapt" else None,
     )
+    result.append(steps.followed_by(stage, statistics) if statistics else stage)
   return result
-
-
-def begin(
-  state: State, key: jax.Array, *, players: Mapping[str, optax.GradientTransformation], hyper: Mapping[str, jax.Array]
-) -> State:
-  """Step 0 of a stage: the weights stay, the optimizers and the learning rate start again."""
-  del key
-  fresh = {name: optimizers.restart(state.networks[name], player) for name, player in players.items()}
-  return State(jnp.int32(0), {**state.networks, **fresh}, {**state.hyper, **hyper})
-
-
-def begin_statistics(state: State, key: jax.Array) -> State:
-  """Step 0 of the stage `statistics`, in which no step trains."""
-  del key
-  return state.replace(step=jnp.int32(0), hyper={**state.hyper, "num_steps": np.float32(0)})
 
 
 def trained_on(config: ConfigDict, sizes: Mapping[str, int]) -> int:
@@ -433,10 +305,6 @@ def source_share(config: ConfigDict, r: int) -> float:
 def source_subset(num: int, share: float, seed: int | Sequence[int]) -> tuple[int, ...]:
   """A share of the source images, at least one; with the same seed a larger share holds a smaller one."""
   return tuple(np.random.default_rng(seed).permutation(num)[: max(1, round(share * num))].tolist())
-
-
-def _steps(epochs: float, num: int, batch: int) -> int:
-  return max(1, -(-int(epochs * num) // batch))
 
 
 # Labelling

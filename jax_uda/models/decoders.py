@@ -80,6 +80,70 @@ def doubled(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
   return jax.image.resize(maps, (batch, 2 * height, 2 * width, channels), "linear")[:, : size[0], : size[1]]
 
 
+class PyramidPooling(nn.Module):
+  """Pyramid pooling module: every position is classified beside what its surroundings hold, at several sizes of them.
+
+  For each of `bins`: adaptive average pooling, 1×1 convolution to an even share of the latent channels, BatchNorm, ReLU,
+  bilinear upsampling. Latent map and results side by side go through a 1×1 convolution. Source: the strategic curriculum,
+  section 4.2, which names the convolutions only; BatchNorm and ReLU behind them are those of PSPNet (Zhao et al. 2017).
+
+  Where a device has a single image, `per_device` statistics leave nothing of the 1×1 bin but BatchNorm's bias.
+
+  Attributes:
+    num_classes: C.
+    bins: rows and columns that the map is pooled to.
+    batch_norm: per_device, synced or frozen (see `layers.batch_norm`).
+    dtype: of what is upsampled. The cells are so few that they are float32, and their statistics exact; so is the last
+      convolution, as labels are ranked by what it returns.
+  """
+
+  num_classes: int
+  bins: tuple[int, ...] = (6, 3, 2, 1)
+  batch_norm: str = "per_device"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, latent: jax.Array, train: bool = False) -> jax.Array:
+    """Maps the latent map [B, h, w, F] to float32 logits [B, h, w, C]; `train` uses and updates batch statistics.
+
+    Raises:
+      UserError: no bins, bins below 1, or the same twice.
+    """
+    if not self.bins or min(self.bins) < 1 or len(set(self.bins)) < len(self.bins):
+      raise UserError(f"bins of the pyramid pooling are {self.bins}; give whole numbers from 1, each once")
+    channels = max(1, latent.shape[-1] // len(self.bins))
+    maps = [latent]
+    for bins in self.bins:
+      x = layers.conv(channels, 1, name=f"pool{bins}_conv")(adaptive_average_pool(latent, bins))
+      x = nn.relu(layers.batch_norm(self.batch_norm, train=train, name=f"pool{bins}_bn")(x)).astype(self.dtype)
+      maps.append(jax.image.resize(x, (*latent.shape[:3], channels), "linear", antialias=False))
+    logits = layers.conv(self.num_classes, 1, bias=True, kernel_init=layers.small_normal, name="logits")
+    return logits(jnp.concatenate(maps, axis=-1))
+
+
+def adaptive_average_pool(maps: jax.Array, bins: int) -> jax.Array:
+  """Means over `bins` × `bins` cells that cover a map of any size, as PyTorch's AdaptiveAvgPool2d cuts them.
+
+  Cell i of n positions spans floor(i · n / bins) up to ceil((i + 1) · n / bins), so cells overlap where `bins` does not
+  divide n, and repeat where it exceeds n.
+
+  Args:
+    maps: [B, h, w, F] of any float type.
+    bins: rows and columns of the result.
+
+  Returns:
+    [B, bins, bins, F], float32.
+  """
+
+  def averaging(length):
+    cell, position = jnp.arange(bins)[:, None], jnp.arange(length)
+    inside = (position >= cell * length // bins) & (position < -(-(cell + 1) * length // bins))
+    return inside / inside.sum(1, keepdims=True)
+
+  rows, columns = map(averaging, maps.shape[1:3])
+  return jnp.einsum("ih,jw,bhwf->bijf", rows, columns, maps, precision=jax.lax.Precision.HIGHEST)
+
+
 class ImageClassifier(nn.Module):
   """Which classes are in the image: the weak-label classifier of MLSL.
 

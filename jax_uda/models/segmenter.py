@@ -1,22 +1,24 @@
-"""The segmentation network of self-training and MLSL: a backbone and a head that gives logits at stride 8."""
+"""The segmentation networks: a backbone, and a head or several decoders that give logits at stride 8."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from jax_uda.errors import UserError
 from jax_uda.models import layers
-from jax_uda.models.decoders import FCN8s, Head
+from jax_uda.models.decoders import FCN8s, Head, PyramidPooling
 from jax_uda.models.resnet import ResNet18
 from jax_uda.models.vgg import VGG16
 from jax_uda.models.wide_resnet import ResNet38
 
 STRIDE = 8  # pixels per position of the logits
-BACKBONES = ("resnet18", "resnet38", "fcn8s_vgg16")
+RESNETS = ("resnet18", "resnet38")
+BACKBONES = (*RESNETS, "fcn8s_vgg16")
 WITHOUT_BATCH_NORM = ("fcn8s_vgg16",)
 
 
 class Segmenter(nn.Module):
-  """A backbone and a head, found under these two names in the parameters.
+  """The network of self-training and MLSL: a backbone and a head, found under these two names in the parameters.
 
   Attributes:
     num_classes: C.
@@ -59,19 +61,80 @@ class Segmenter(nn.Module):
     Raises:
       UserError: a field has a value that is not offered.
     """
-    dtype = layers.compute_dtype(self.dtype)
-    trunk = {"width": self.width, "dtype": dtype, "name": "backbone"}
-    match self.backbone:
-      case "resnet38" | "fcn8s_vgg16" if self.num_stages != 4:
-        raise UserError(f"num_stages is {self.num_stages}, but {self.backbone} is always whole; leave it at 4")
-      case "resnet18":
-        latent = ResNet18(self.num_stages, STRIDE, batch_norm=self.batch_norm, **trunk)(images, train)
-      case "resnet38":
-        latent = ResNet38(dropout=self.dropout, batch_norm=self.batch_norm, **trunk)(images, train, keys)
-      case "fcn8s_vgg16":
-        pool3, pool4, latent = VGG16(dropout=self.dropout, **trunk)(images, train, keys)
-        return FCN8s(self.num_classes, name="head")(pool3, pool4, latent), latent
-      case _:
-        raise UserError(f"unknown backbone {self.backbone!r} of the segmenter; choose one of {', '.join(BACKBONES)}")
-    head = Head(self.num_classes, self.head_channels, self.head_dilation, dtype, name="head")
-    return head(latent), latent
+    maps = _maps(self, BACKBONES, images, train, keys)
+    if self.backbone == "fcn8s_vgg16":
+      head = FCN8s(self.num_classes, name="head")
+    else:
+      head = Head(self.num_classes, self.head_channels, self.head_dilation, layers.compute_dtype(self.dtype), name="head")
+    return head(*maps), maps[-1]
+
+
+class BranchedSegmenter(nn.Module):
+  """The network of the strategic curriculum (section 3.2): one backbone under several decoders, an ensemble.
+
+  The parameters have `backbone`, and `decoder_0`, `decoder_1` …, each of which starts from a draw of its own.
+
+  Attributes:
+    num_classes: C.
+    backbone: resnet18 or resnet38.
+    width: multiplies the backbone's channels, and with them the decoders'.
+    num_stages: of resnet18: 4, or 3 to leave out layer4.
+    branches: E, the number of decoders.
+    bins: of each decoder's `PyramidPooling`.
+    batch_norm: per_device, synced or frozen (see `layers.batch_norm`).
+    dtype: float32 or bfloat16, what the layers compute in; parameters and logits are float32.
+    dropout: whether training uses the dropout that resnet38 has.
+  """
+
+  num_classes: int
+  backbone: str = "resnet18"
+  width: float = 1.0
+  num_stages: int = 4
+  branches: int = 2
+  bins: tuple[int, ...] = (6, 3, 2, 1)
+  batch_norm: str = "per_device"
+  dtype: str = "float32"
+  dropout: bool = True
+
+  @nn.compact
+  def __call__(
+    self, images: jax.Array, train: bool = False, keys: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """Segments images by every branch, with one forward of the backbone.
+
+    Args:
+      images: [B, H, W, 3] float, normalised RGB.
+      train: whether batch statistics are used and updated (`batch_stats` must then be mutable unless frozen), and
+        dropout is on.
+      keys: [B] PRNG keys for dropout; needed only where the backbone has it and it is on.
+
+    Returns:
+      Logits [E, B, ceil(H / 8), ceil(W / 8), C] in float32, and the latent map [B, ceil(H / 8), ceil(W / 8), F].
+
+    Raises:
+      UserError: a field has a value that is not offered.
+    """
+    if self.branches < 1:
+      raise UserError(f"config.network.branches is {self.branches}; give the number of decoders, 1 or more")
+    (latent,) = _maps(self, RESNETS, images, train, keys)
+    pooling = (self.num_classes, self.bins, self.batch_norm, layers.compute_dtype(self.dtype))
+    decoders = [PyramidPooling(*pooling, name=f"decoder_{branch}") for branch in range(self.branches)]
+    return jnp.stack([decoder(latent, train) for decoder in decoders]), latent
+
+
+def _maps(
+  model: Segmenter | BranchedSegmenter, offered: tuple[str, ...], images: jax.Array, train: bool, keys: jax.Array | None
+) -> tuple[jax.Array, ...]:
+  """What the backbone of a segmenter, one of those `offered`, hands to its head; the last is the latent map."""
+  if model.backbone not in offered:
+    raise UserError(f"unknown backbone {model.backbone!r} of the segmenter; choose one of {', '.join(offered)}")
+  if model.backbone != "resnet18" and model.num_stages != 4:
+    raise UserError(f"num_stages is {model.num_stages}, but {model.backbone} is always whole; leave it at 4")
+  trunk = {"width": model.width, "dtype": layers.compute_dtype(model.dtype), "name": "backbone"}
+  match model.backbone:
+    case "resnet18":
+      return (ResNet18(model.num_stages, STRIDE, batch_norm=model.batch_norm, **trunk)(images, train),)
+    case "resnet38":
+      return (ResNet38(dropout=model.dropout, batch_norm=model.batch_norm, **trunk)(images, train, keys),)
+    case "fcn8s_vgg16":
+      return VGG16(dropout=model.dropout, **trunk)(images, train, keys)

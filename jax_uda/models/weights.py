@@ -27,6 +27,7 @@ TORCH_LEAVES = {
   ("batch_stats", "var"): "running_var",
 }
 TORCH_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}  # where PyTorch's axes are in ours: OI from IO, OIHW from HWIO
+CLASSIFIERS = ("logits", "score_fc7", "score_pool4", "score_pool3")  # layers with an output for each class
 MOST_NAMES = 20  # of one kind in an error line
 
 
@@ -76,7 +77,7 @@ def load_torchvision(path: str, variables: Variables, partial: bool = False) -> 
     UserError: the file cannot be read, nothing in it fits, or some names do not fit and `partial` is not set.
   """
   arrays = _read_safetensors(path)
-  new, report = _take_over(arrays, variables, resnet_names(variables))
+  new, report = _take_over(arrays, variables, resnet_names(variables), TORCH_AXES)
   if not report.loaded:
     raise UserError(
       f"nothing in the weights {path} fits this network; expected torchvision's names of its backbone, "
@@ -94,13 +95,44 @@ def load_torchvision(path: str, variables: Variables, partial: bool = False) -> 
   return new, report
 
 
+def take_network(
+  path: str, found: Variables, variables: Variables, partial: bool = False
+) -> tuple[Variables, Report]:
+  """Takes over a network of ours, trained on these or on other classes; then its classifiers keep their values.
+
+  Args:
+    path: where it is from, for messages.
+    found: its `params` and `batch_stats`.
+    variables: the network's own, which are not changed.
+    partial: goes on whatever is missing, unknown or of another shape.
+
+  Returns:
+    New variables, and the report of what was taken over.
+
+  Raises:
+    UserError: something other than the classifiers does not fit and `partial` is not set, or nothing fits.
+  """
+  arrays = {".".join(at): np.asarray(x) for at, x in traverse_util.flatten_dict(found).items()}
+  new, report = _take_over(arrays, variables, {at: ".".join(at) for at in traverse_util.flatten_dict(variables)}, {})
+  others = [name for name, _, _ in report.mismatched if name.split(".")[-2] not in CLASSIFIERS]
+  if not report.loaded or (not partial and (report.missing or report.unused or others)):
+    raise UserError(
+      f"the network in {path} is another one: {_listing([*report.missing, *report.unused, *others])}; make config.network "
+      "that of its config.json, or allow a partial import, which keeps the initial values there"
+    )
+  return new, report
+
+
 def _take_over(
-  arrays: Mapping[str, np.ndarray], variables: Variables, names: Mapping[Path, str]
+  arrays: Mapping[str, np.ndarray],
+  variables: Variables,
+  names: Mapping[Path, str],
+  axes_by_rank: Mapping[int, tuple[int, ...]],
 ) -> tuple[Variables, Report]:
   flat = traverse_util.flatten_dict(variables)
   loaded, missing, mismatched = [], [], []
   for path, name in names.items():
-    axes = TORCH_AXES[flat[path].ndim]
+    axes = axes_by_rank.get(flat[path].ndim) or tuple(range(flat[path].ndim))
     shape = tuple(flat[path].shape[axis] for axis in axes)
     if name not in arrays:
       missing.append(name)
