@@ -24,6 +24,7 @@ WORDS = {
   "mlsl_gta": ("code", "sisc"),
   "mlsl_synthia": ("code", "sisc"),
 }
+CURRICULA = ("curriculum_gta", "curriculum_gta_bdd", "curriculum_cityscapes_bdd")
 
 
 def commands() -> list[list[str]]:
@@ -152,6 +153,22 @@ def test_the_papers_settings():
     assert changed(both, alone) == {"weak_labels.weight": 0.0, "rounds.batch": 2}
 
 
+def test_the_papers_curriculum():
+  for name in CURRICULA:
+    config = load_config(f"configs/{name}.py")
+    settings = config.curriculum
+    assert (settings.epochs, settings.epoch_steps, settings.batch, settings.rate, settings.power) == (20, 0, 12, 1e-3, 0.9)
+    assert (settings.gamma, settings.gamma_end, settings.gamma_epochs, settings.drop_epochs) == (0.9, 0.1, 10, 10)
+    assert settings.weighted == "wall,fence,pole,traffic light,traffic sign,rider" and settings.class_weight == 2
+    assert settings.easy_mining and settings.hard_mining and not settings.statistics_steps
+    assert config.optimizer.to_dict() == {"momentum": 0.9, "weight_decay": 1e-4, "decoder_multiplier": 10.0, "clip": 0.0}
+    assert config.diversity.to_dict() == {"weight": 0.01, "of": "decoder"}
+    assert config.augmentation.crop == (600, 600) and config.augmentation.scale == (0.5, 1.5) and config.augmentation.flip
+    network = config.network
+    assert (network.backbone, network.num_stages, network.branches, network.batch_norm) == ("resnet18", 4, 2, "per_device")
+    assert config.source.height == (0 if name == "curriculum_gta" else 720)
+
+
 def test_what_sources_and_protocols_the_rows_have():
   for name in ("cbst_synthia", "mlsl_synthia"):
     config = load_config(f"configs/{name}.py")
@@ -204,7 +221,7 @@ def test_every_config_is_in_the_readme_and_every_command_there_loads():
 
 def test_scores_in_the_readme_are_those_in_the_docstrings():
   found = rows()
-  assert {path for path, _ in found} == {f"configs/{name}.py" for name in WORDS}
+  assert {path for path, _ in found} == {f"configs/{name}.py" for name in (*WORDS, *CURRICULA)}
   for path, scores in found:
     said = importlib.import_module(path.removesuffix(".py").replace("/", ".")).__doc__
     for score in re.findall(r"[\d.]+", scores):
@@ -231,5 +248,7 @@ def test_check_passes(file, tmp_path):
     config.source.dir = config.target.dir = str(tmp_path)
   said = check.describe(config)
   assert "every shape fits" in said
+  if Path(file).stem in CURRICULA:
+    assert "segmenter: 11,741,798 parameters" in said  # test_curriculum derives it
   if config.network.backbone == "fcn8s_vgg16":
     assert "segmenter: 134,353,017 parameters" in said  # test_models derives it from the layer list

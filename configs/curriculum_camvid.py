@@ -1,0 +1,23 @@
+"""The strategic curriculum on real photographs: CamVid by day → at dusk, ResNet-18 to layer3, at 180x240.
+
+  python -m jax_uda.main --config configs/curriculum_camvid.py --config.data_dir=DATA --workdir runs/curriculum_camvid \\
+    --config.weights=resnet18.safetensors
+
+Data and weights are those of `mlsl_camvid.py`, see there.
+"""
+
+from configs import default, mlsl_camvid
+
+
+def get_config():
+  """A source stage in place of the paper's ADE20K, then 20 short epochs."""
+  config = default.curriculum()
+  other = mlsl_camvid.get_config()
+  config.update({name: other[name] for name in ("source", "target", "test", "canvas", "eval_batch")})
+  config.network.num_stages = 3
+  config.augmentation.update({"crop": (144, 192), "scale": (0.7, 1.3)})
+  config.source_training.update({"steps": 600, "batch": 6, "rate": 0.01})
+  config.curriculum.update({"epoch_steps": 20, "batch": 6, "rate": 0.002})
+  config.curriculum.statistics_steps = 11  # each image once
+  config.curriculum.weighted = "pole,sign,fence,pedestrian,bicyclist"
+  return config

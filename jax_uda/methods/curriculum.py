@@ -1,0 +1,323 @@
+"""Strategic curriculum of proxy labels (Chitta et al. 2018): one encoder, two decoders, labels made as it trains.
+
+Each step is a batch of the source or one of the target, and drifts from the first to the second over the epochs. A target
+batch is labelled by the mean of the decoders' logits on that very batch, and where the decoders disagree it has no label
+(easy mining). On a source batch pixels on which they agree are dropped at random, ever more of them (hard mining). The
+loss (eq. 4) is the sum of the decoders' cross-entropies, chosen classes weighing more, plus a penalty on their similarity.
+
+Stages: `source` (our choice, where the network does not start from a labelled data set's weights: both decoders, plain),
+then the epochs of the curriculum in parts: `epoch_1`, `epoch_2`, `epoch_4` … are the epochs up to that one, with one
+optimizer that goes on from part to part; `config.curriculum.score_after` says where they end. With
+`config.curriculum.statistics_steps` BatchNorm's running statistics are made those of whole target images (AdaBN; see
+`steps.statistics_stage`) before the first of them and at the end of each.
+
+The rungs of the paper's ladder are fields of `config.curriculum`: `class_weight` (1: self-training), `easy_mining`,
+`hard_mining`; `config.mode` is adapt, source_only (gamma is 1) or oracle (gamma is 0, with true labels).
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from jax_uda import agreement, inference, losses, optimizers, steps
+from jax_uda.data.label_spaces import IGNORE
+from jax_uda.errors import UserError
+from jax_uda.models.segmenter import BranchedSegmenter
+from jax_uda.state import DEVICE_AXIS, Fold, Stage, State, Stream, TrainStep
+
+SIMILARITIES = {"decoder": agreement.similarity, "classifier": agreement.last_layer_similarity}
+COLLAPSED = 0.99  # agreement beyond which there is nothing left to filter
+RECENT = 5  # log lines, for which that has to hold before it is worth a warning
+
+
+def segmenter(config: ConfigDict) -> BranchedSegmenter:
+  """The network that the config describes."""
+  return BranchedSegmenter(num_classes=config.num_classes, **config.network)
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+  """SGD for the encoder and for the decoders, with a learning rate of 1 for the encoder."""
+  settings = config.optimizer
+  sgd = functools.partial(optimizers.sgd, settings.momentum, settings.weight_decay, clip=settings.clip)
+  return optimizers.by_module({"backbone": sgd(), "decoder": sgd(multiplier=settings.decoder_multiplier)})
+
+
+def init(config: ConfigDict, key: jax.Array) -> State:
+  """A segmenter from `config.weights`, or at random; its decoders differ from the start."""
+  return State(jnp.int32(0), {"segmenter": steps.first_network(config, segmenter(config), optimizer(config), key)}, {})
+
+
+def predict(config: ConfigDict) -> Callable:
+  """(state, images float32 [B, H, W, 3]) -> logits [B, h, w, C], the mean of the decoders'."""
+  logits = functools.partial(branch_logits, model=segmenter(config))
+  return lambda state, images: logits(state, images).mean(0)
+
+
+def branch_logits(state: State, images: jax.Array, *, model: BranchedSegmenter) -> jax.Array:
+  """Logits of each decoder, [E, B, h, w, C]."""
+  network = state.networks["segmenter"]
+  return model.apply({"params": network.params, "batch_stats": network.batch_stats}, images)[0]
+
+
+def label_statistics(config: ConfigDict) -> dict[str, Fold]:
+  """None."""
+  del config
+  return {}
+
+
+def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
+  """`source`, where it has steps; then the curriculum, part by part."""
+  if config.mode not in ("adapt", "source_only", "oracle"):
+    raise UserError(f"config.mode is {config.mode!r}; choose adapt, source_only or oracle")
+  players = {"segmenter": optimizer(config)}
+  settings, training = config.curriculum, config.source_training
+  result = []
+  maps = functools.partial(agreement_map, model=segmenter(config))
+  if num_steps := training.steps or (training.epochs and steps.steps_of(training.epochs, sizes["source"], training.batch)):
+    result.append(
+      Stage(
+        name="source",
+        num_steps=num_steps,
+        streams={"source": Stream(("source",), training.batch)},
+        steps={"source": _train_step(config, players, "source", plain_loss(config))},
+        begin=functools.partial(
+          steps.begin,
+          players=players,
+          hyper=optimizers.schedule(training.rate, num_steps, training.power),
+          num_steps=num_steps,
+        ),
+        pick=lambda step: "source",
+        maps=maps,
+      )
+    )
+  statistics = None
+  if settings.statistics_steps and config.mode != "source_only":
+    statistics = steps.statistics_stage(segmenter(config), settings.statistics_steps, settings.batch)
+    result.append(statistics)
+  adapts = config.mode == "adapt"
+  kinds = {
+    "source": _train_step(config, players, "source", source_loss(config) if adapts else plain_loss(config)),
+    "target": _train_step(config, players, "target", target_loss(config) if adapts else plain_loss(config)),
+  }
+  streams = {
+    "source": Stream(("source",), settings.batch),
+    "target": Stream(("target_images" if adapts else "target_truth",), settings.batch),
+  }
+  used = {"adapt": ("source", "target"), "source_only": ("source",), "oracle": ("target",)}[config.mode]
+  epoch_steps = settings.epoch_steps or steps.steps_of(1, sizes["source"], settings.batch)
+  first = 0
+  for last in scored_epochs(settings.score_after, settings.epochs):
+    hyper = optimizers.schedule(
+      settings.rate, settings.epochs * epoch_steps, settings.power, start=first * epoch_steps, every=epoch_steps
+    )
+    num_steps = (last - first) * epoch_steps
+    stage = Stage(
+      name=f"epoch_{last}",
+      num_steps=num_steps,
+      streams={name: streams[name] for name in used},
+      steps={name: kinds[name] for name in used},
+      # The optimizer starts with the curriculum, and goes on with its parts.
+      begin=functools.partial(steps.begin, players={} if first else players, hyper=hyper, num_steps=num_steps),
+      pick=functools.partial(domain_of_step, config=config, epoch_steps=epoch_steps, start=first * epoch_steps),
+      maps=maps,
+      warnings=functools.partial(warnings, classes=config.classes),
+    )
+    result.append(steps.followed_by(stage, statistics) if statistics else stage)
+    first = last
+  return result
+
+
+# Schedules
+
+
+def ramp(epoch: Any, first: float, last: float, epochs: float) -> Any:
+  """A number that goes from `first` to `last` linearly over so many epochs, and then stays; epochs count from 0."""
+  part = jnp.clip(epoch / epochs, 0, 1) if isinstance(epoch, jax.Array) else min(epoch / epochs, 1.0)
+  return first + (last - first) * part
+
+
+def domain_of_step(step: int, *, config: ConfigDict, epoch_steps: int, start: int) -> str:
+  """Whether a step is one of the `source` or of the `target`: drawn, gamma being the share of the source in its epoch.
+
+  Args:
+    step: of its stage, from 0.
+    epoch_steps: steps an epoch.
+    start: steps of the curriculum before its stage.
+  """
+  settings = config.curriculum
+  gamma = {"source_only": 1.0, "oracle": 0.0}.get(
+    config.mode, ramp((start + step) // epoch_steps, settings.gamma, settings.gamma_end, settings.gamma_epochs)
+  )
+  return "source" if np.random.default_rng((config.seed, start + step)).random() < gamma else "target"
+
+
+def scored_epochs(text: str, epochs: int) -> list[int]:
+  """The epochs after which the network is scored, out of `1,2,4`; the last one is always among them.
+
+  Raises:
+    UserError: something else than whole numbers from 1 with commas between.
+  """
+  try:
+    found = sorted({int(part) for part in text.split(",") if part.strip()})
+  except ValueError:
+    found = [0]
+  if found and found[0] < 1:
+    raise UserError(f"config.curriculum.score_after: {text!r} will not do; write epochs from 1, commas between, as 1,2,4")
+  return [epoch for epoch in found if epoch < epochs] + [epochs] * (epochs > 0)
+
+
+# Losses
+
+
+def _train_step(
+  config: ConfigDict, players: Mapping[str, optax.GradientTransformation], stream: str, loss: Callable
+) -> TrainStep:
+  loss = functools.partial(loss, domain=stream)
+  how = {"streams": (stream,), "players": players, "loss": loss, "augment": steps.augmentation(config)}
+  return TrainStep((stream,), functools.partial(steps.train_step, **how))
+
+
+def plain_loss(config: ConfigDict) -> Callable:
+  """The loss on true labels, as `steps.train_step` wants it."""
+  if config.diversity.of not in SIMILARITIES:
+    raise UserError(f"config.diversity.of is {config.diversity.of!r}; choose one of {', '.join(SIMILARITIES)}")
+  return functools.partial(
+    branches_loss,
+    model=segmenter(config),
+    choose=true_labels,
+    beta=config.diversity.weight,
+    similarity=SIMILARITIES[config.diversity.of],
+  )
+
+
+def source_loss(config: ConfigDict) -> Callable:
+  """The loss on a batch of the source, with what the config mines and weighs."""
+  settings = config.curriculum
+  thin = functools.partial(thinned_labels, epochs=settings.drop_epochs) if settings.hard_mining else true_labels
+  return functools.partial(plain_loss(config), choose=thin, weights=class_weights(config))
+
+
+def target_loss(config: ConfigDict) -> Callable:
+  """The loss on a batch of the target, with what the config mines and weighs."""
+  choose = functools.partial(proxy_labels, easy=config.curriculum.easy_mining)
+  return functools.partial(plain_loss(config), choose=choose, weights=class_weights(config), proxies=True)
+
+
+def class_weights(config: ConfigDict) -> tuple[float, ...] | None:
+  """The weight of each class in the loss; None where all weigh 1.
+
+  Raises:
+    UserError: `config.curriculum.weighted` names a class that is none of the source's.
+  """
+  settings = config.curriculum
+  names = [name.strip() for name in settings.weighted.split(",") if name.strip()]
+  if unknown := [name for name in names if name not in config.classes]:
+    raise UserError(f"config.curriculum.weighted: no class {unknown[0]!r}; choose from {', '.join(config.classes)}")
+  if settings.class_weight == 1 or not names:
+    return None
+  return tuple(settings.class_weight if name in names else 1.0 for name in config.classes)
+
+
+def branches_loss(
+  params: Mapping[str, Any],
+  state: State,
+  parts: Sequence[Mapping[str, jax.Array]],
+  *,
+  model: BranchedSegmenter,
+  choose: Callable,
+  beta: float,
+  similarity: Callable,
+  domain: str,
+  weights: tuple[float, ...] | None = None,
+  proxies: bool = False,
+) -> tuple[jax.Array, tuple[dict, dict]]:
+  """Eq. 4: the branches' cross-entropies on the chosen pixels, each a mean over them, added up; plus beta · similarity.
+
+  Args:
+    choose: (part, logits [E, B, H, W, C], agreement bool [B, H, W], state) -> labels [B, H, W].
+    domain: what the metrics are called after.
+    weights: by class.
+    proxies: whether the labels are the network's own, and their shares by class are logged.
+  """
+  (part,) = parts
+  variables = {"params": params["segmenter"], "batch_stats": state.networks["segmenter"].batch_stats}
+  (low, _), changed = model.apply(variables, part["image"], train=True, keys=part["keys"], mutable=["batch_stats"])
+  size = part["label"].shape[1:]
+  logits = jax.vmap(jax.vmap(lambda x: inference.upsample(x, size)))(low)
+  agree = agreement.agreement(logits)
+  labels = choose(part, logits, agree, state)
+
+  weights = None if weights is None else jnp.array(weights)
+  pairs = [losses.cross_entropy(branch, labels, weights=weights) for branch in logits]
+  alike = similarity([params["segmenter"][f"decoder_{e}"] for e in range(len(logits))])
+  part_of_one = 1 / jax.lax.psum(1.0, DEVICE_AXIS)  # this device's, of what is the same on all of them
+  loss = sum(losses.mean((total, jax.lax.psum(count, DEVICE_AXIS))) for total, count in pairs) + part_of_one * beta * alike
+
+  inside = part["valid"]
+  metrics = {
+    "loss": (sum(total for total, _ in pairs), pairs[0][1]),
+    "similarity": (part_of_one * alike, part_of_one),
+    "epoch": (part_of_one * optimizers.epoch(state.hyper, state.step), part_of_one),
+    f"{domain}_hard_share": (jnp.sum(~agree & inside), inside.sum()),
+    f"{domain}_kept_share": (pairs[0][1], inside.sum()),
+  }
+  if proxies:
+    by_class = jnp.zeros(logits.shape[-1], jnp.int32).at[labels.ravel()].add(1, mode="drop")
+    metrics["proxy_labels"] = (by_class, jnp.broadcast_to(pairs[0][1], by_class.shape))
+  batch_stats = changed.get("batch_stats", variables["batch_stats"])  # frozen BatchNorm changes none
+  return loss, ({"segmenter": batch_stats}, metrics)
+
+
+def true_labels(part: Mapping[str, jax.Array], logits: jax.Array, agree: jax.Array, state: State) -> jax.Array:
+  """All of the labels."""
+  del logits, agree, state
+  return part["label"]
+
+
+def thinned_labels(
+  part: Mapping[str, jax.Array], logits: jax.Array, agree: jax.Array, state: State, *, epochs: float
+) -> jax.Array:
+  """Source hard mining: of the labels where the branches agree, a share is left out that grows to 1 over the epochs."""
+  del logits
+  ratio = ramp(optimizers.epoch(state.hyper, state.step), 0.0, 1.0, epochs)
+  return agreement.thin_easy(part["label"], agree, ratio, part["keys"])
+
+
+def proxy_labels(
+  part: Mapping[str, jax.Array], logits: jax.Array, agree: jax.Array, state: State, *, easy: bool
+) -> jax.Array:
+  """The ensemble's own labels, inside the image; with `easy`, target easy mining, only where the branches agree."""
+  del state
+  labels = jnp.where(part["valid"], agreement.proxy_labels(logits), IGNORE)
+  return agreement.keep_easy(labels, agree) if easy else labels
+
+
+# What people look at
+
+
+def agreement_map(state: State, images: jax.Array, *, model: BranchedSegmenter) -> dict[str, jax.Array]:
+  """Where the branches agree, 1, and where not, 0, float [B, H, W] (figure 4)."""
+  size = images.shape[1:3]
+  logits = jax.vmap(jax.vmap(lambda x: inference.upsample(x, size)))(branch_logits(state, images, model=model))
+  return {"agreement": 1.0 - agreement.variation_ratio(logits.argmax(-1))}
+
+
+def warnings(records: Sequence[Mapping[str, Any]], *, classes: Sequence[str]) -> list[str]:
+  """Signs, in a stage's log lines, that the network believes itself: lines of text."""
+  recent = [record for record in records if "proxy_labels" in record][-RECENT:]
+  if len(recent) < RECENT:
+    return []
+  found = []
+  if np.mean([record["target_hard_share"] for record in recent]) < 1 - COLLAPSED:
+    found.append(
+      f"the branches agree on more than {COLLAPSED:.0%} of the target's pixels, so easy mining filters nothing; lower "
+      "curriculum.rate, or raise diversity.weight"
+    )
+  shares = np.sum([record["proxy_labels"] for record in recent], axis=0)
+  return [*found, *(f"no proxy label is {name} any more" for name, share in zip(classes, shares, strict=True) if not share)]

@@ -1,0 +1,306 @@
+"""The strategic curriculum: its schedules, which pixels count, what its loss is, and what it warns of."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_uda import experiment, optimizers, parallel
+from jax_uda import run as run_module
+from jax_uda.data.label_spaces import CITYSCAPES19, IGNORE
+from jax_uda.errors import UserError
+from jax_uda.methods import curriculum
+from tests.conftest import tiny
+from tests.test_methods import SIZES, first_state, make_batch
+
+EPOCHS = (0, 5, 10, 20)
+
+
+@pytest.fixture(scope="module")
+def config():
+  return tiny("curriculum")
+
+
+@pytest.fixture(scope="module")
+def plan(config):
+  return experiment.plan(config, CITYSCAPES19, {}, SIZES)
+
+
+def changed(config, **fields):
+  copy = config.copy_and_resolve_references()
+  copy.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+  return copy
+
+
+def planned(config):
+  return experiment.plan(config, CITYSCAPES19, {}, SIZES).stages
+
+
+# --- schedules ---
+
+
+def test_gamma_and_the_share_dropped_over_the_epochs():
+  np.testing.assert_allclose([curriculum.ramp(e, 0.9, 0.1, 10) for e in EPOCHS], [0.9, 0.5, 0.1, 0.1])
+  np.testing.assert_allclose([curriculum.ramp(e, 0.0, 1.0, 10) for e in EPOCHS], [0, 0.5, 1, 1])
+  on_device = jax.jit(lambda epoch: curriculum.ramp(epoch, 0.0, 1.0, 10.0))
+  np.testing.assert_allclose([on_device(jnp.float32(e)) for e in EPOCHS], [0, 0.5, 1, 1])
+
+
+def test_the_learning_rate_over_the_epochs(config):
+  stages = planned(changed(config, curriculum__epochs=20, curriculum__epoch_steps=3, curriculum__score_after="5,10"))
+  rates = {}
+  for stage in stages[2:]:  # after `source` and `statistics`
+    hyper = stage.begin(first_state(experiment.plan(config, CITYSCAPES19, {}, SIZES), stage), jax.random.key(0)).hyper
+    for step in range(int(hyper["train_steps"])):
+      rates[int(hyper["start"]) + step] = float(optimizers.learning_rate(hyper, jnp.int32(step)))
+  assert [stage.name for stage in stages] == ["source", "statistics", "epoch_5", "epoch_10", "epoch_20"]
+  assert sorted(rates) == list(range(60))
+  for epoch in (0, 5, 10, 19):
+    wanted = config.curriculum.rate * (1 - epoch / 20) ** 0.9
+    np.testing.assert_allclose([rates[3 * epoch], rates[3 * epoch + 2]], wanted, rtol=1e-5)
+
+
+def test_steps_are_drawn_by_gamma_from_the_step_and_the_seed_alone(config):
+  pick = functools.partial(curriculum.domain_of_step, epoch_steps=1000, start=0)
+  share = {e: np.mean([pick(1000 * e + i, config=config) == "source" for i in range(1000)]) for e in EPOCHS}
+  for epoch, gamma in zip(EPOCHS, (0.9, 0.5, 0.1, 0.1), strict=True):
+    assert abs(share[epoch] - gamma) < 3 * np.sqrt(gamma * (1 - gamma) / 1000)
+  kinds = [pick(i, config=config) for i in range(5000, 5100)]
+  later = functools.partial(curriculum.domain_of_step, config=config, epoch_steps=1000, start=5000)
+  assert [later(i) for i in range(100)] == kinds  # wherever its stage begins
+  assert [pick(i, config=changed(config, seed=1)) for i in range(5000, 5100)] != kinds
+
+
+@pytest.mark.parametrize(("mode", "kinds", "datasets"), [
+  ("adapt", {"source", "target"}, {"source", "target_images"}), ("source_only", {"source"}, {"source"}),
+  ("oracle", {"target"}, {"target_truth"}),
+])  # fmt: skip
+def test_modes_train_equal_steps_on_what_they_say(config, mode, kinds, datasets):
+  config = changed(config, mode=mode, curriculum__epochs=20, curriculum__epoch_steps=5)
+  last = planned(config)[-1]
+  assert {last.pick(step) for step in range(50)} == kinds
+  drawn = [last.streams[stream] for kind in kinds for stream in last.steps[kind].streams]
+  assert {name for stream in drawn for name in stream.datasets} == datasets
+  steps = [stage for stage in planned(config) if stage.name.startswith("epoch")]
+  counts = [sum(stage.pick(step) != "statistics" for step in range(stage.num_steps)) for stage in steps]
+  assert sum(counts) == 100 and [stage.name for stage in steps] == ["epoch_1", "epoch_2", "epoch_4", "epoch_10", "epoch_20"]
+
+
+def test_the_optimizer_goes_on_from_part_to_part(plan):
+  source, _, first, second = plan.stages
+  state = first_state(plan, source)
+  network = state.networks["segmenter"]
+  moved = network.replace(opt_state=jax.tree.map(jnp.ones_like, network.opt_state))
+  state = state.replace(networks={"segmenter": moved})
+  for stage, kept in ((first, 0), (second, 1)):
+    found = stage.begin(state, jax.random.key(0)).networks["segmenter"].opt_state
+    assert all((leaf == kept).all() for leaf in jax.tree.leaves(found))
+
+
+def test_without_source_training_the_curriculum_comes_first(config, tmp_path):
+  config = changed(config, source_training__steps=0, source_training__epochs=0, curriculum__statistics_steps=0)
+  assert [stage.name for stage in planned(config)] == ["epoch_1", "epoch_2"]
+  config.start_from = str(tmp_path)
+  with pytest.raises(UserError, match="no stage `source`"):
+    run_module.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("field", "value", "said"), [
+  ("mode", "adopt", "choose adapt"), ("diversity__of", "head", "choose one of decoder, classifier"),
+  ("curriculum__weighted", "pole,signs", "no class 'signs'"), ("curriculum__score_after", "1,x", "1,2,4"),
+  ("curriculum__score_after", "0,3", "1,2,4"), ("network__branches", 0, "branches is 0"),
+])  # fmt: skip
+def test_values_that_are_not_offered(config, field, value, said):
+  with pytest.raises(UserError, match=said):
+    found = experiment.plan(changed(config, **{field: value}), CITYSCAPES19, {}, SIZES)
+    jax.eval_shape(functools.partial(curriculum.init, found.config), jax.random.key(0))
+
+
+# --- the loss ---
+
+# Two branches, one row of four pixels, three classes: they agree on pixels 0 and 3.
+LOGITS = jnp.array([
+  [[[[5.0, 0, 0], [0, 2, 0], [0, 0, 4], [0, 1, 0]]]],
+  [[[[1.0, 0, 0], [3, 0, 0], [0, 1, 0], [0, 6, 0]]]],
+])  # fmt: skip
+AGREE = jnp.array([[[True, False, False, True]]])
+
+
+class Fixed:
+  """A model whose logits are its parameters, at the resolution of the labels."""
+
+  def apply(self, variables, images, **_):
+    return (variables["params"]["logits"], None), {}
+
+
+def loss_of(monkeypatch, logits, labels, choose, epoch=0, **settings):
+  """(loss, metrics, gradient) of `branches_loss` on one device."""
+  monkeypatch.setattr(curriculum.inference, "upsample", lambda maps, size: maps)
+  params = {"segmenter": {"logits": logits, "decoder_0": {}, "decoder_1": {}}}
+  hyper = optimizers.schedule(0.1, 20, 0.9, start=epoch, every=1)
+  network = optimizers.make_network({"params": params["segmenter"]}, optimizers.sgd(0.0, 0.0))
+  state = curriculum.State(jnp.int32(0), {"segmenter": network}, hyper)
+  part = {
+    "image": jnp.zeros((1, 1, 4, 3)),
+    "label": jnp.array(labels, jnp.uint8)[None, None],
+    "valid": jnp.array([[[True, True, True, labels[3] != 254]]]),
+    "keys": jax.random.split(jax.random.key(0), 1),
+  }
+  settings = {"model": Fixed(), "beta": 0.0, "similarity": lambda _: jnp.float32(0), "domain": "source", **settings}
+
+  def value(params):
+    loss, (_, metrics) = curriculum.branches_loss(params, state, [part], choose=choose, **settings)
+    return loss, metrics
+
+  mapped = jax.vmap(lambda _, p: jax.value_and_grad(value, has_aux=True)(p), (0, None), axis_name="devices")
+  (loss, metrics), gradient = mapped(jnp.zeros(1), params)
+  first = functools.partial(jax.tree.map, lambda x: np.asarray(x[0]))
+  return float(loss[0]), first(metrics), first(gradient)["segmenter"]["logits"]
+
+
+def nats(logits, label):
+  return float(jax.nn.logsumexp(jnp.array(logits, float)) - logits[label])
+
+
+def test_true_labels_count_in_both_branches(monkeypatch):
+  loss, metrics, _ = loss_of(monkeypatch, LOGITS, [0, 1, 255, 1], curriculum.true_labels)
+  first = (nats([5, 0, 0], 0) + nats([0, 2, 0], 1) + nats([0, 1, 0], 1)) / 3
+  second = (nats([1, 0, 0], 0) + nats([3, 0, 0], 1) + nats([0, 6, 0], 1)) / 3
+  np.testing.assert_allclose(loss, first + second, rtol=1e-6)
+  assert tuple(metrics["source_hard_share"]) == (2, 4) and tuple(metrics["source_kept_share"]) == (3, 4)
+
+
+def test_chosen_classes_weigh_double(monkeypatch):
+  plain, _, _ = loss_of(monkeypatch, LOGITS, [0, 255, 255, 1], curriculum.true_labels)
+  weighted, _, _ = loss_of(monkeypatch, LOGITS, [0, 255, 255, 1], curriculum.true_labels, weights=(2.0, 1.0, 1.0))
+  np.testing.assert_allclose(weighted - plain, (nats([5, 0, 0], 0) + nats([1, 0, 0], 0)) / 2, rtol=1e-5)
+
+
+def test_the_target_is_labelled_by_the_mean_of_the_logits_where_the_branches_agree(monkeypatch):
+  wanted = {False: [0, 0, 2, 1], True: [0, IGNORE, IGNORE, 1]}
+  for easy, labels in wanted.items():
+    choose = functools.partial(curriculum.proxy_labels, easy=easy)
+    loss, metrics, gradient = loss_of(monkeypatch, LOGITS, [9, 9, 9, 9], choose, domain="target", proxies=True)
+    by_hand, _, gradient_by_hand = loss_of(monkeypatch, LOGITS, labels, curriculum.true_labels)
+    np.testing.assert_allclose(loss, by_hand, rtol=1e-6)
+    np.testing.assert_allclose(gradient, gradient_by_hand, atol=1e-7)  # so none flows through the labels
+    counts, totals = metrics["proxy_labels"]
+    assert counts.tolist() == [labels.count(c) for c in range(3)] and set(totals.tolist()) == {4 - labels.count(IGNORE)}
+
+
+def test_nothing_beyond_the_image_gets_a_proxy_label(monkeypatch):
+  choose = functools.partial(curriculum.proxy_labels, easy=False)
+  _, metrics, gradient = loss_of(monkeypatch, LOGITS, [9, 9, 9, 254], choose, domain="target", proxies=True)
+  assert tuple(metrics["target_kept_share"]) == (3, 3) and not gradient[..., 3, :].any()
+
+
+def test_source_pixels_are_thinned_where_the_branches_agree(monkeypatch):
+  choose = functools.partial(curriculum.thinned_labels, epochs=10)
+  labels = [0, 1, 2, 1]
+  full = loss_of(monkeypatch, LOGITS, labels, curriculum.true_labels)
+  for epoch, wanted in ((0, labels), (10, [255, 1, 2, 255]), (20, [255, 1, 2, 255])):
+    loss, _, gradient = loss_of(monkeypatch, LOGITS, labels, choose, epoch=epoch)
+    by_hand, _, gradient_by_hand = loss_of(monkeypatch, LOGITS, wanted, curriculum.true_labels)
+    np.testing.assert_allclose(loss, by_hand, rtol=1e-6)
+    np.testing.assert_allclose(gradient, gradient_by_hand, atol=1e-7)
+  assert not gradient[:, 0, 0, [0, 3]].any() and full[2][:, 0, 0, [0, 3]].any()  # what is dropped changes nothing
+
+
+def test_the_penalty_is_counted_once_whatever_the_number_of_devices(monkeypatch):
+  loss, metrics, _ = loss_of(
+    monkeypatch, LOGITS, [255] * 4, curriculum.true_labels, beta=0.5, similarity=lambda _: jnp.float32(0.3)
+  )
+  np.testing.assert_allclose([loss, metrics["similarity"][0] / metrics["similarity"][1]], [0.15, 0.3], rtol=1e-6)
+
+
+def test_class_weights_by_name(plan):
+  config = changed(plan.config, curriculum__weighted="pole, rider", curriculum__class_weight=3.0)
+  weights = dict(zip(CITYSCAPES19.classes, curriculum.class_weights(config), strict=True))
+  assert {name for name, weight in weights.items() if weight == 3} == {"pole", "rider"}
+  assert set(weights.values()) == {1.0, 3.0}
+  assert curriculum.class_weights(changed(config, curriculum__class_weight=1.0)) is None
+
+
+# --- the step ---
+
+
+def test_parameters_of_the_papers_network_by_its_layers(config):
+  settings = changed(config, network__width=1.0, network__num_stages=4)
+  found = experiment.plan(settings, CITYSCAPES19, {}, SIZES)
+  params = jax.eval_shape(functools.partial(curriculum.init, found.config), jax.random.key(0)).networks["segmenter"].params
+  stem, stages = 3 * 64 * 49 + 2 * 64, 0
+  for before, channels in ((64, 64), (64, 128), (128, 256), (256, 512)):
+    stages += 9 * channels * (before + 3 * channels) + 4 * 2 * channels  # four convolutions, each with its BatchNorm
+    stages += (before * channels + 2 * channels) * (before != channels)  # beside the identity
+  decoder = 4 * (512 * 128 + 2 * 128) + (512 + 4 * 128) * 19 + 19
+  assert sum(x.size for x in jax.tree.leaves(params)) == stem + stages + 2 * decoder == 11_741_798
+
+
+def test_a_target_step_reads_no_label(plan):
+  stage = plan.stages[-1]
+  step = parallel.train_step(stage.steps["target"].apply)
+  batch = make_batch(4, tuple(plan.config.canvas))
+  results = []
+  for label in (batch["label"], np.full_like(batch["label"], 3)):
+    state = parallel.replicate(first_state(plan, stage))
+    results.append(jax.device_get(step(state, {"target": {**batch, "label": label}}, jax.random.key(0))[0]))
+  jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+# --- what it tells ---
+
+
+def record(hard=0.2, counts=(3.0, 1.0)):
+  return {"target_hard_share": hard, "proxy_labels": list(counts)}
+
+
+def test_warnings():
+  classes = ("road", "pole")
+  quiet = [record()] * 5
+  assert curriculum.warnings(quiet, classes=classes) == []
+  assert curriculum.warnings([record(0.001, (1, 0))] * 4, classes=classes) == []  # too early to say
+  (line,) = curriculum.warnings([*quiet, *[record(hard=0.001)] * 5], classes=classes)
+  assert "agree on more than 99%" in line
+  assert curriculum.warnings([*quiet, *[record(counts=(1, 0))] * 5], classes=classes) == ["no proxy label is pole any more"]
+
+
+def test_a_run_draws_agreement_maps_and_keeps_warnings(config, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(curriculum, "RECENT", 1)
+  results = run_module.run(changed(config, curriculum__gamma=0.0, curriculum__gamma_end=0.0), tmp_path / "run")
+  assert [stage["name"] for stage in results["stages"]] == ["source", "statistics", "epoch_1", "epoch_2"]
+  lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+  told = [warning for line in lines for warning in line.get("warnings", ())]
+  assert told and len(told) == len({(line["stage"], w) for line in lines for w in line.get("warnings", ())})
+  assert "any more" in capsys.readouterr().out
+  counts = next(line["proxy_labels"] for line in lines if "proxy_labels" in line)
+  np.testing.assert_allclose(sum(counts), 1, rtol=1e-5)
+  for stage in ("source", "epoch_2"):
+    assert len(list((tmp_path / "run/pictures/maps/agreement" / stage).glob("**/*.png"))) == config.pictures
+  page = (tmp_path / "run/report.html").read_text()
+  assert "agreement, from none" in page and "Warnings" in page and "Shares of pixels" in page
+
+
+def test_the_network_of_another_run_with_other_classes(config, tmp_path, capsys):
+  first = changed(config, mode="source_only", curriculum__epochs=0, curriculum__statistics_steps=0, test__kind="")
+  run_module.run(first, tmp_path / "first")
+  other = changed(config, weights=str(tmp_path / "first"), curriculum__weighted="")
+  twelve = CITYSCAPES19.classes[:12]
+  space = type(CITYSCAPES19)("twelve", twelve, CITYSCAPES19.colors[:12])
+  plan = experiment.plan(other, space, {}, SIZES)
+  state = curriculum.init(plan.config, jax.random.key(1))
+  params = state.networks["segmenter"].params
+  assert params["decoder_1"]["logits"]["kernel"].shape[-1] == 12
+  said = capsys.readouterr().out
+  assert "params.decoder_1.logits.kernel" in said.splitlines()[-1] and "pool1" not in said.splitlines()[-1]
+  same = curriculum.init(experiment.plan(other, CITYSCAPES19, {}, SIZES).config, jax.random.key(2))
+  same = same.networks["segmenter"].params
+  for part in ("backbone", "decoder_0"):
+    kept = jax.tree.map(np.array_equal, *({k: v for k, v in p[part].items() if k != "logits"} for p in (params, same)))
+    assert all(jax.tree.leaves(kept))
+  with pytest.raises(UserError, match="is another one"):
+    curriculum.init(experiment.plan(changed(other, network__width=0.25), space, {}, SIZES).config, jax.random.key(0))
+  with pytest.raises(UserError, match="holds no finished run"):
+    curriculum.init(experiment.plan(changed(other, weights=str(tmp_path)), space, {}, SIZES).config, jax.random.key(0))
