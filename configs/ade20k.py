@@ -1,4 +1,4 @@
-"""ADE20K, supervised: what the strategic curriculum's networks start from (paper 000, section 4.2).
+"""ADE20K, supervised: what the strategic curriculum's networks start from (Chitta et al. 2018, section 4.2).
 
   python -m jax_uda.main --config configs/ade20k.py --config.data_dir=DATA --workdir runs/ade20k \\
     --config.weights=resnet18.safetensors

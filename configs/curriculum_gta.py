@@ -1,4 +1,4 @@
-"""The strategic curriculum, GTA5 → Cityscapes, as in table 1 of paper 000: ResNet-18, two decoders, 20 epochs.
+"""The strategic curriculum, GTA5 → Cityscapes, as in table 1 of Chitta et al. (2018): ResNet-18, two decoders, 20 epochs.
 
   python -m jax_uda.main --config configs/curriculum_gta.py --config.weights=runs/ade20k --config.data_dir=DATA \\
     --workdir runs/curriculum_gta

@@ -71,7 +71,7 @@ def general() -> ConfigDict:
 
 
 def self_training() -> ConfigDict:
-  """ST and CBST (papers 002 and 004)."""
+  """ST and CBST (Zou et al., ECCV 2018)."""
   config = general()
   config.method = "self_training"
   config.mode = "adapt"  # adapt, source_only (the same steps on source labels), oracle (on the target's true labels)
@@ -163,7 +163,7 @@ def self_training() -> ConfigDict:
 
 
 def mlsl() -> ConfigDict:
-  """MLSL (paper 003)."""
+  """MLSL (Iqbal and Ali, WACV 2020)."""
   config = self_training()
   config.method = "mlsl"
   config.rounds.num = 6
@@ -184,13 +184,13 @@ def mlsl() -> ConfigDict:
     "scope": "crop",  # what the share is of: crop, what the classifier sees; image
     "activation": "paper",  # ReLU after all layers but the last; code: after the 1x1 convolution alone
     "width": 1.0,  # multiplies the image classifier's channels
-    "multiplier": 1.0,  # of the classifier's learning rate; 1 / weight makes up for the weight, where steps are few
+    "multiplier": 1.0,  # of the classifier's learning rate; where steps are few, 1 / weight or more makes up for the weight
   })
   return config
 
 
 def curriculum() -> ConfigDict:
-  """The strategic curriculum of proxy labels (paper 000), which calls its epochs 0, 1, …"""
+  """The strategic curriculum of proxy labels (Chitta et al. 2018), which calls its epochs 0, 1, …"""
   config = general()
   config.method = "curriculum"
   config.mode = "adapt"  # adapt, source_only (the same steps on source labels), oracle (on the target's true labels)
@@ -268,7 +268,7 @@ def synthia_to_cityscapes(config: ConfigDict) -> None:
   config.protocols = "synthia16,synthia13"
   config.source_training.epochs = 50
   config.rounds.source_share = 0.02  # code
-  config.mining.probability = 0.0  # paper 002 names GTA5 and NTHU alone
+  config.mining.probability = 0.0  # the paper names GTA5 and NTHU alone
 
 
 def _to_cityscapes(config: ConfigDict) -> None:
@@ -292,7 +292,7 @@ def at_full_size(config: ConfigDict) -> None:
 
 
 def vgg16(config: ConfigDict) -> None:
-  """FCN8s-VGG16 (paper 004, appendix A, which speaks of scaled and mirrored crops for ResNet-38 alone).
+  """FCN8s-VGG16 (CBST, appendix A, which speaks of scaled and mirrored crops for ResNet-38 alone).
 
   The paper gives no numbers for its source stage; here it has ResNet-38's rate and batch, and plain crops as the rounds
   (our choice). Its rate of 1e-6 may presume a loss that is summed over the pixels; here the loss is their mean.
@@ -303,7 +303,7 @@ def vgg16(config: ConfigDict) -> None:
 
 
 def sisc_alone(config: ConfigDict) -> None:
-  """MLSL without image-level labels, which leaves room for a second crop (paper 003, section 4.1.3)."""
+  """MLSL without image-level labels, which leaves room for a second crop (section 4.1.3)."""
   config.weak_labels.weight = 0.0
   config.rounds.batch = 2
 

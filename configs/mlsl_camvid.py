@@ -26,11 +26,11 @@ def get_config():
   config.optimizer.head_multiplier = 10.0  # the head is new, the backbone is not
   config.rounds.update({"num": 4, "steps": 150, "batch": 3, "paired": True, "rate": 0.005, "power": 0.9})
   config.rounds.statistics_steps = 21  # each image once
-  config.rounds.jitter = 0.4  # else 62 frames in 10 epochs a round are learnt by heart, wrong labels among them
+  config.rounds.jitter = 0.4  # else 62 frames in 7 epochs a round are learnt by heart, wrong labels among them
   config.rounds.update({"source_share": 1.0, "source_share_max": 1.0})
   config.labels.batch = 2
   config.sisc.update({"patches": 24, "size": (144, 192), "batch": 16})  # the patches follow the training crop
   config.weak_labels.width = 0.125
-  config.weak_labels.multiplier = 200.0  # makes up for the weight: the classifier has 150 steps a round, not thousands
+  config.weak_labels.multiplier = 200.0  # 5 / weight: the classifier has 150 steps a round, not thousands
   config.eval_batch = 4
   return config

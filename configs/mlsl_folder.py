@@ -32,5 +32,5 @@ def get_config():
   config.rounds.update({"source_share": 1.0, "source_share_max": 1.0})
   config.labels.batch = 2
   config.sisc.update({"patches": 24, "size": (208, 416), "batch": 8})
-  config.weak_labels.update({"width": 0.125, "multiplier": 40.0})
+  config.weak_labels.update({"width": 0.125, "multiplier": 40.0})  # 1 / weight, as in the demo
   return config

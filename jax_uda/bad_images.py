@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from etils import epath
 
 from jax_uda import report
-from jax_uda.data.label_spaces import LabelSpace
+from jax_uda.data.sources import View
 from jax_uda.errors import UserError
 
 
@@ -37,22 +37,13 @@ class BadImages:
 
 
 @dataclass(frozen=True)
-class Tolerant:
+class Tolerant(View):
   """A source that gives, in place of an image that cannot be read, the next one that can; the first follows the last.
 
   Which one that is depends on the data alone. Examples carry the `index` that they were read at.
   """
 
-  source: Any
   bad_images: BadImages
-
-  @property
-  def label_space(self) -> LabelSpace | None:
-    """That of the source."""
-    return self.source.label_space
-
-  def __len__(self) -> int:
-    return len(self.source)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     """Raises UserError where too many images, or all of them, cannot be read."""

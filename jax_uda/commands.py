@@ -9,6 +9,10 @@ from jax_uda.errors import UserError
 from jax_uda.stopping import Interrupted
 
 EXIT_MENDABLE, EXIT_STOPPED, EXIT_CTRL_C = 2, 75, 130
+EXITS = (
+  f"exit status: 0 done, {EXIT_MENDABLE} something that you can mend (one line says what), {EXIT_STOPPED} stopped by "
+  f"SIGTERM, {EXIT_CTRL_C} by Ctrl-C"
+)
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -16,6 +20,7 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
   result = argparse.ArgumentParser(
     f"python -m jax_uda.{command}",
     description=description,
+    epilog=EXITS,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )

@@ -1,11 +1,12 @@
 """Config files: Python with `get_config() -> ConfigDict`, and fields set on the command line."""
 
 import ast
+import contextlib
 import difflib
-import importlib.util
 import inspect
 import math
 import os
+import runpy
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,28 +32,51 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
     UserError: no such file, it breaks or does not know what follows the colon, or a field or value that does not fit.
   """
   name, colon, reading = file.partition(".py:")
-  path = Path(f"{name}.py" if colon else file)
-  installed = Path(__file__).parent.parent / path
-  if not path.is_file():
-    if not (installed.is_file() and path.parts[:1] == ("configs",)):
-      raise UserError(f"--config: there is no file {path}; those that come with jax_uda are {', '.join(known_configs())}")
-    path = installed
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  try:
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if colon and not inspect.signature(module.get_config).parameters:
+  path = f"{name}.py" if colon else file
+  advice = f"those that come with jax_uda are {', '.join(known_configs())}"
+  with user_file("--config", path, advice, colon and f":{reading}") as names:
+    if "get_config" not in names:
+      raise UserError("it has no get_config(); choose another file, or write one as configs/demo.py has it")
+    if colon and not inspect.signature(names["get_config"]).parameters:
       raise UserError(f"it takes nothing after a colon; leave :{reading} out")
-    config = ml_collections.ConfigDict(module.get_config(*([reading] if colon else [])))
-  except UserError as error:
-    raise UserError(f"--config: {file}: {error}") from error
-  except Exception as error:  # whatever a user's file may raise
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    raise UserError(f"--config: {file}: {type(error).__name__}: {error} ({last.filename}:{last.lineno})") from error
+    config = ml_collections.ConfigDict(names["get_config"](*([reading] if colon else [])))
+    if "data_dir" not in config:
+      raise UserError("its get_config() gives no config; let it return what a function of configs/default.py made")
   set_fields(config, overrides)
   if not config.data_dir:
     config.data_dir = os.environ.get("JAX_UDA_DATA", "data")
   return config
+
+
+@contextlib.contextmanager
+def user_file(flag: str, file: str, advice: str, words: str = "") -> Iterator[dict[str, Any]]:
+  """Runs a Python file that a flag names, for a block that uses what it defines.
+
+  Args:
+    flag: with its dashes.
+    file: its path; a path such as configs/demo.py that does not exist here is looked for beside the installed package.
+    advice: what to do where there is none.
+    words: what stood behind the path.
+
+  Yields:
+    What the file defines, by name.
+
+  Raises:
+    UserError: no such file, or it breaks, at the top or as the block calls it; also one of the block, with the file's name.
+  """
+  path = Path(file)
+  if not path.is_file() and path.parts[:1] == ("configs",):
+    path = Path(__file__).parent.parent / path
+  if not path.is_file():
+    raise UserError(f"{flag}: there is no file {file}; {advice}")
+  try:
+    yield runpy.run_path(str(path))
+  except UserError as error:
+    raise UserError(f"{flag}: {file}{words}: {error}") from error
+  except Exception as error:  # whatever a user's file may raise
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    where = f" ({path}:{lines[-1]})" if lines else ""  # a syntax error says itself where it is
+    raise UserError(f"{flag}: {file}{words}: {type(error).__name__}: {error}{where}") from error
 
 
 def stored_config(content: Mapping[str, Any], later: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -106,22 +130,21 @@ def _set(config: ml_collections.ConfigDict, override: str) -> None:
 
 # What the last part of a field's name says about its value: at least this, at most that.
 BOUNDS = {
-  **dict.fromkeys(("batch", "eval_batch", "log_every", "checkpoint_every"), (1, math.inf)),
-  **dict.fromkeys(("crop", "size", "canvas"), (1, math.inf)),
-  **dict.fromkeys(("seed", "steps", "epochs", "num", "pictures", "threads", "rate", "power", "keep_gib"), (0, math.inf)),
-  **dict.fromkeys(("height", "width", "statistics_steps", "weight_decay", "weight", "eta", "head_dilation"), (0, math.inf)),
-  **dict.fromkeys(("head_channels", "num_stages"), (1, math.inf)),
-  **dict.fromkeys(("brightness", "contrast", "saturation", "blur_sigma", "max_bad_images"), (0, math.inf)),
-  **dict.fromkeys(("hue",), (0, 0.5)),
-  **dict.fromkeys(("scale",), (1e-3, math.inf)),
-  **dict.fromkeys(("rate_divisor", "multiplier", "head_multiplier"), (1e-9, math.inf)),
-  **dict.fromkeys(("portion", "portion_step", "portion_max", "momentum", "blur", "jitter"), (0, 1)),
-  **dict.fromkeys(("source_share", "source_share_step", "source_share_max"), (0, 1)),
-  **dict.fromkeys(("patches", "hard_least", "classes", "prior_kernel", "bias_multiplier", "spill_gib"), (0, math.inf)),
-  **dict.fromkeys(("target_share", "hard_below"), (1e-9, 1)),
-  **dict.fromkeys(("probability", "rare", "relative_size"), (0, 1)),
-  **dict.fromkeys(("prior_sigma",), (1e-9, math.inf)),
-  **dict.fromkeys(("pool_stride",), (1, math.inf)),
+  name: bounds
+  for bounds, names in {
+    (1, math.inf): "batch eval_batch log_every checkpoint_every crop size canvas head_channels num_stages branches "
+    "pool_stride",
+    (0, math.inf): "seed steps epochs num height width pictures threads max_bad_images keep_gib spill_gib rate power "
+    "weight weight_decay bias_multiplier eta head_dilation brightness contrast saturation blur_sigma statistics_steps "
+    "patches hard_least classes prior_kernel clip epoch_steps class_weight",
+    (1e-9, math.inf): "rate_divisor multiplier head_multiplier decoder_multiplier prior_sigma gamma_epochs drop_epochs",
+    (1e-3, math.inf): "scale",
+    (0, 1): "portion portion_step portion_max source_share source_share_step source_share_max momentum blur jitter "
+    "probability rare relative_size gamma gamma_end",
+    (1e-9, 1): "target_share hard_below",
+    (0, 0.5): "hue",
+  }.items()
+  for name in names.split()
 }
 
 

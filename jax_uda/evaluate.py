@@ -177,7 +177,8 @@ Scores the test set of a run: a table, an entry under "evaluations" in results.j
   python -m jax_uda.evaluate --workdir runs/mlsl_gta --stage source --predictions submission --ids cityscapes \\
     --config.test.split=test
 
-Of the config, what only scoring needs can be set by --config.FIELD=VALUE: the test set's fields, and {fields}.
+Of the config, what only scoring needs can be set by --config.FIELD=VALUE: the test set's fields, and
+{fields}.
 """
 
 SCORING_FIELDS = ("data_dir", "eval_batch", "threads", "absent_as_zero")
@@ -299,7 +300,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Scores a run, prints the table, and returns the exit status."""
   parser = commands.parser("evaluate", HELP.format(fields=", ".join(SCORING_FIELDS)))
   parser.add_argument("--workdir", required=True, metavar="DIR", help="of the run")
-  parser.add_argument("--stage", default="", help="the stage at whose end to score; without it the last one finished")
+  parser.add_argument(
+    "--stage",
+    default="",
+    metavar="NAME",
+    help="the stage at whose end to score: source or the last one finished, as only their checkpoints are kept; without it "
+    "the last one",
+  )
   parser.add_argument("--protocol", metavar="NAME", help="what is scored; without it the run's own protocol")
   parser.add_argument("--scales", default="1", metavar="0.5,0.75,1.0", help="of the canvas that images are fitted to")
   parser.add_argument("--flip", action="store_true", help="average with the mirror image")

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from etils import epath
 
 from jax_uda import methods, parallel, report
@@ -67,8 +66,7 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
   Raises:
     UserError: a data set is missing or does not fit the others, or a field has a value that is not offered.
   """
-  source = sources.open_source(config.source, config.data_dir)
-  target = sources.open_source(config.target, config.data_dir)
+  source, target = open_dataset(config, "source"), open_dataset(config, "target")
   space = source.label_space
   if space is None:
     raise UserError(f"config.source.dir: {config.source.dir} has no labels; it needs `labels/` and `classes.csv`")
@@ -129,7 +127,15 @@ def reopen(config: ml_collections.ConfigDict, space: LabelSpace) -> Experiment:
 
 def open_test(config: ml_collections.ConfigDict, space: LabelSpace) -> Any:
   """The test set, its labels in the network's label space and at their own resolution."""
-  return in_space(sources.open_source(config.test, config.data_dir, scored=True), space, "test")
+  return in_space(open_dataset(config, "test", scored=True), space, "test")
+
+
+def open_dataset(config: ml_collections.ConfigDict, role: str, scored: bool | None = None) -> Any:
+  """`sources.open_source` of the config's `source`, `target` or `test`; a UserError says which one it is about."""
+  try:
+    return sources.open_source(config[role], config.data_dir, scored)
+  except UserError as error:
+    raise UserError(f"config.{role}: {error}") from error
 
 
 def in_space(dataset: Any, space: LabelSpace, name: str) -> Any:
@@ -149,23 +155,7 @@ def in_space(dataset: Any, space: LabelSpace, name: str) -> Any:
     )
   if lost:
     print(f"{name}: {', '.join(lost)}: not among the source's classes, ignored", flush=True)
-  return Mapped(dataset, space, label_spaces.mapping(theirs, space))
-
-
-@dataclass(frozen=True)
-class Mapped:
-  """A source with its labels in another label space, by a table of train ids uint8 [256]."""
-
-  source: Any
-  label_space: LabelSpace
-  table: np.ndarray
-
-  def __len__(self) -> int:
-    return len(self.source)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    example = self.source[index]
-    return {**example, "label": self.table[example["label"]]} if "label" in example else example
+  return sources.Mapped(dataset, space, label_spaces.mapping(theirs, space))
 
 
 def scoring_protocols(config: ml_collections.ConfigDict, space: LabelSpace) -> list[Protocol]:

@@ -23,13 +23,10 @@ import contextlib
 import io
 import math
 import re
-import runpy
 import statistics
 import sys
-import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -39,7 +36,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jax_uda import checkpoint, commands, evaluate, report, run
-from jax_uda.config import load_config
+from jax_uda.config import load_config, user_file
 from jax_uda.errors import UserError
 from jax_uda.experiment import differences, open_experiment, refuse_other_run, source_settings
 
@@ -66,30 +63,19 @@ def load_variants(file: str) -> Variants:
   Raises:
     UserError: no such file, it breaks, or what it gives will not do.
   """
-  path = Path(file)
-  if not path.is_file() and path.parts[:1] == ("configs",):
-    path = Path(__file__).parent.parent / path
-  if not path.is_file():
-    raise UserError(f"--variants: there is no file {file}; write one with get_variants(), as --help shows")
-  try:
-    names = runpy.run_path(str(path))
+  with user_file("--variants", file, "write one with get_variants(), as --help shows") as names:
     fields = names["get_variants"]() if "get_variants" in names else None
-  except Exception as error:  # whatever a user's file may raise
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    raise UserError(f"--variants: {file}: {type(error).__name__}: {error} ({last.filename}:{last.lineno})") from error
-  if not (isinstance(fields, Mapping) and fields and all(isinstance(one, Mapping) for one in fields.values())):
-    raise UserError(f"--variants: {file}: it needs get_variants() -> {{name: {{field: value}}}}, with one at least")
-  folders: dict[str, str] = {}
-  for name in fields:
-    if not slug(name):
-      raise UserError(f"--variants: {file}: {name!r} makes no folder's name; put letters or digits in it")
-    if (other := folders.setdefault(slug(name), name)) != name:
-      raise UserError(
-        f"--variants: {file}: {other!r} and {name!r} would share the folder {slug(name)}; let letters or digits differ"
-      )
-  for role in ("BASELINE", "CEILING"):
-    if names.get(role) is not None and names[role] not in fields:
-      raise UserError(f"--variants: {file}: {role} is {names[role]!r}; choose one of {', '.join(fields)}")
+    if not (isinstance(fields, Mapping) and fields and all(isinstance(one, Mapping) for one in fields.values())):
+      raise UserError("it needs get_variants() -> {name: {field: value}}, with one at least")
+    folders: dict[str, str] = {}
+    for name in fields:
+      if not slug(name):
+        raise UserError(f"{name!r} makes no folder's name; put letters or digits in it")
+      if (other := folders.setdefault(slug(name), name)) != name:
+        raise UserError(f"{other!r} and {name!r} would share the folder {slug(name)}; let letters or digits differ")
+    for role in ("BASELINE", "CEILING"):
+      if names.get(role) is not None and names[role] not in fields:
+        raise UserError(f"{role} is {names[role]!r}; choose one of {', '.join(fields)}")
   return Variants(fields, names.get("BASELINE"), names.get("CEILING"))
 
 

@@ -15,8 +15,6 @@ the three commonest commands:
 
 Run again with the same config and --workdir, it goes on where it stopped. Any field of the config is set by
 --config.FIELD=VALUE; configs/default.py says what there is.
-
-exit status: 0 done, 2 something that you can mend (one line says what), 75 stopped by SIGTERM with everything saved.
 """
 
 

@@ -30,8 +30,8 @@ def centre(key: Array, label: Array, size: ArrayLike, tiers: ArrayLike, probabil
   """A pixel to put a crop around: (row, column), int32 [2], or (-1, -1) for none; what `transforms.augment` takes.
 
   With `probability`, one of the image's classes of the highest tier that occurs in it is drawn, each alike, then one of
-  that class's pixels, each alike. None otherwise, or where no class of a tier above 0 occurs. For one example; all but the
-  shapes may be traced.
+  that class's pixels, each alike, to within n parts in 2^32 where it has n. None otherwise, or where no class of a tier
+  above 0 occurs. For one example; all but the shapes may be traced.
 
   Args:
     key: the example's random key.
@@ -41,19 +41,19 @@ def centre(key: Array, label: Array, size: ArrayLike, tiers: ArrayLike, probabil
     probability: in 0..1.
   """
   (height, width), tiers = label.shape, jnp.asarray(tiers)
-  coin, of_class, of_pixel = jax.random.split(key, 3)
-  rows, in_width = jnp.arange(height)[:, None], jnp.arange(width) < size[1]
-  # A scatter, as [H, W, C] is large; by row, so that few pixels meet in one sum, and each row knows its share.
-  classes = jnp.where((rows < size[0]) & in_width, label.astype(jnp.int32), len(tiers))
-  by_row = jnp.zeros((height, len(tiers)), jnp.int32).at[rows, classes].add(1, mode="drop")
+  bits = jax.random.bits(key, (2 + len(tiers),))  # at once: each random function takes its time to compile
+  of_pixel, coin, of_class = bits[0], bits[1], bits[2:]
+  inside = (jnp.arange(height)[:, None] < size[0]) & (jnp.arange(width) < size[1])
+  # By tier and then by chance, and the greatest that occurs is drawn: there is no need to know first which ones do.
+  order = jnp.where(tiers > 0, tiers.astype(jnp.uint32) << 30 | of_class >> 2, 0)
+  of_label = jnp.where(inside, order.at[label].get(mode="fill", fill_value=0), 0)
+  greatest = of_label.max()
+  chosen = of_label == greatest
 
-  pixels = by_row.sum(0)
-  occurring = jnp.where(pixels > 0, tiers, 0)
-  candidates = (occurring > 0) & (occurring == occurring.max())
-  chosen, _ = _locate(candidates, jax.random.randint(of_class, (), 0, candidates.sum()))
-  row, left = _locate(by_row[:, chosen], jax.random.randint(of_pixel, (), 0, pixels[chosen]))
-  column, _ = _locate((label[row] == chosen) & in_width, left)
-  mined = candidates.any() & (jax.random.uniform(coin) < probability)
+  by_row = chosen.sum(1)
+  row, left = _locate(by_row, (of_pixel % by_row.sum().astype(jnp.uint32)).astype(jnp.int32))
+  column, _ = _locate(chosen[row], left)
+  mined = (greatest > 0) & ((coin >> 8) * 2.0**-24 < probability)
   return jnp.where(mined, jnp.stack([row, column]), -1)
 
 

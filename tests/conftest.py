@@ -50,7 +50,7 @@ TINY = {
   "eval_batch": 1,
   "log_every": 1,
   "checkpoint_every": 2,
-  "probability": 0.0,  # mining takes long to compile; tests of it turn it on
+  "probability": 0.0,  # mining: tests of it turn it on
 }
 
 

@@ -47,6 +47,11 @@ def test_two_folders_with_the_same_classes_fit(mlsl_config, tmp_path):
   config.test.kind = ""
   found = experiment.open_experiment(config)
   assert found.space.classes == ("cat", "dog") and found.config.num_classes == 2
+  for role in ("target", "test"):
+    config[role].update({"kind": "folder", "dir": str(tmp_path / "none")})
+    with pytest.raises(UserError, match=rf"^config\.{role}: no data: .*none"):
+      experiment.open_experiment(config)
+    config[role].dir = str(tmp_path / "photos")
   config.target.update({"kind": "street_world", "domain": "photo", "split": "train", "num": 0})
   with pytest.raises(UserError):
     experiment.open_experiment(config)

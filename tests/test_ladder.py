@@ -320,6 +320,7 @@ def test_runs_without_a_score_have_a_table_too(runs, flags, tmp_path):
   ("x = 1", "needs get_variants()"), ("def get_variants():\n  return {}", "needs get_variants()"),
   ("def get_variants():\n  return {'a': 3}", "needs get_variants()"),
   ("def get_variants():\n  return 1 / 0", "ZeroDivisionError: division by zero"),
+  ("def get_variants(:", "variants.py: SyntaxError"),
   ("def get_variants():\n  return {'A+': {}, 'a': {}}", "'A+' and 'a' would share the folder a"),
   ("def get_variants():\n  return {'+': {}}", "'+' makes no folder's name"),
   ("def get_variants():\n  return {'a': {}}\nBASELINE = 'b'", "BASELINE is 'b'; choose one of a"),

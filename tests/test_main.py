@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from jax_uda import main
-from jax_uda.config import known_configs, load_config
+from configs import default
+from jax_uda import commands, cross_validate, evaluate, ladder, main
+from jax_uda.config import BOUNDS, _fields, known_configs, load_config
 from jax_uda.errors import UserError
 
 
@@ -47,7 +48,7 @@ def test_unknown_method(capsys, tmp_path):
 
 def test_missing_data(capsys, tmp_path):
   line = failure(capsys, "--config=configs/mlsl_gta.py", f"--config.data_dir={tmp_path}", f"--workdir={tmp_path}/run")
-  assert str(tmp_path / "GTA5") in line and "download" in line
+  assert str(tmp_path / "GTA5") in line and "download" in line and line.startswith("error: config.source: ")
 
 
 def test_a_file_in_place_of_the_data(capsys, tmp_path):
@@ -75,6 +76,38 @@ def test_config_file_that_breaks(capsys, tmp_path):
   file.write_text("def get_config():\n  return 1 / 0\n")
   line = failure(capsys, f"--config={file}", f"--workdir={tmp_path}/run")
   assert "ZeroDivisionError" in line and "broken.py:2" in line
+
+
+@pytest.mark.parametrize(("text", "said"), [
+  ("def get_config():\n  return int('x')\n", "invalid literal for int() with base 10: 'x' ("),
+  ("from ml_collections import ConfigDict\n\nConfigDict().lock().x = 3\n", "file.py:3)"),  # not where ml_collections raises
+  ("def get_config(:\n", "SyntaxError: invalid syntax (file.py, line 1)"),
+  ("x = 3\n", "file.py: it has no get_config(); choose another file"),
+  ("def get_config():\n  pass\n", "file.py: its get_config() gives no config; let it return"),
+])  # fmt: skip
+def test_config_files_that_will_not_do(capsys, tmp_path, text, said):
+  (tmp_path / "file.py").write_text(text)
+  assert said in failure(capsys, f"--config={tmp_path}/file.py", f"--workdir={tmp_path}/run")
+
+
+def test_the_config_of_all_defaults_is_not_to_be_run(capsys, tmp_path):
+  line = failure(capsys, "--config=configs/default.py", f"--workdir={tmp_path}")
+  assert "configs/default.py: it has no get_config(); choose another file" in line
+
+
+def test_every_number_has_bounds_but_that_of_the_classes_which_is_filled_in():
+  fields = [*_fields(default.mlsl()), *_fields(default.curriculum())]
+  numbers = {field.rpartition(".")[2] for field, value in fields if not isinstance(value, str | bool)}
+  assert numbers - BOUNDS.keys() == {"num_classes"} and BOUNDS.keys() <= numbers
+
+
+def test_help_says_what_the_exit_statuses_are(capsys):
+  for command in (main, evaluate, ladder, cross_validate):
+    with pytest.raises(SystemExit) as end:
+      command.main(["--help"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0 and shown.endswith(f"{commands.EXITS}\n")
+    assert "0 done, 2 something that you can mend" in shown and "75 stopped by SIGTERM, 130 by Ctrl-C" in shown
 
 
 def test_words_after_a_colon(capsys, tmp_path):

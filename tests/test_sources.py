@@ -9,6 +9,8 @@ from PIL import Image
 from jax_uda.data.label_spaces import ADE150, CAMVID11, CITYSCAPES19, SYNTHIA16
 from jax_uda.data.sources import (
   Chosen,
+  Mapped,
+  Relabelled,
   Remembered,
   at_height,
   how_to_get,
@@ -622,6 +624,23 @@ def test_chosen_examples_keep_their_order():
   source = Chosen(opened(".", kind="street_world", domain="game", split="train", num=4, height=8, width=16), (3, 1))
   assert len(source) == 2 and source.label_space is CITYSCAPES19
   assert [one["id"] for one in source] == [source.source[3]["id"], source.source[1]["id"]]
+
+
+def test_labels_taken_away_mapped_and_written_anew(tmp_path):
+  source = opened(".", kind="street_world", domain="game", split="train", num=2, height=8, width=16)
+  bare = unlabelled(source)
+  assert len(bare) == 2 and bare.label_space is CITYSCAPES19 and bare[1].keys() == {"image", "id"}
+  table = np.full(256, 255, np.uint8)
+  table[:3] = 10, 9, 8
+  mapped = Mapped(source, CAMVID11, table)
+  assert len(mapped) == 2 and mapped.label_space is CAMVID11
+  np.testing.assert_array_equal(mapped[1]["label"], table[source[1]["label"]])
+  assert Mapped(bare, CAMVID11, table)[1].keys() == {"image", "id"}
+  save(tmp_path / f"{source[1]['id']}.png", np.full((4, 8), 7, np.uint8))
+  anew = Relabelled(mapped, tmp_path)
+  assert (anew[1]["label"] == 7).all() and anew[1]["label"].shape == (4, 8) and anew.label_space is CAMVID11
+  with pytest.raises(UserError, match="missing pseudo-label"):
+    anew[0]
 
 
 def test_street_world():

@@ -1,4 +1,4 @@
-"""The rungs of paper 000, table 1, from source only to an oracle; for configs of the method `curriculum`.
+"""The rungs of Chitta et al. (2018), table 1, from source only to an oracle; for configs of the method `curriculum`.
 
 Equal steps for all, from one source stage a seed where the config has one; source only and the oracle are plain: no class
 weighs more, nothing is mined. Where the config has `curriculum.statistics_steps`, all rungs but source only have them.

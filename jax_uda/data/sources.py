@@ -361,35 +361,50 @@ def unlabelled(source: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Unlabelled:
-  """A source without its labels."""
+class View:
+  """Another source, with examples that differ; safe from several threads at once."""
 
   source: Any
 
   @property
   def label_space(self) -> LabelSpace | None:
-    """That of the source."""
+    """That of the labels."""
     return self.source.label_space
 
   def __len__(self) -> int:
     return len(self.source)
 
+
+@dataclass(frozen=True)
+class Unlabelled(View):
+  """A source without its labels."""
+
   def __getitem__(self, index: int) -> dict[str, Any]:
-    example = self.source[index]
-    return {"image": example["image"], "id": example["id"]}
+    return {name: value for name, value in self.source[index].items() if name != "label"}
 
 
 @dataclass(frozen=True)
-class Chosen:
-  """Some examples of a source, by their indices."""
+class Mapped(View):
+  """A source with its labels in another label space, by a table of train ids uint8 [256]."""
 
-  source: Any
-  indices: Sequence[int]
+  space: LabelSpace
+  table: np.ndarray
 
   @property
-  def label_space(self) -> LabelSpace | None:
-    """That of the source."""
-    return self.source.label_space
+  def label_space(self) -> LabelSpace:
+    """That of the labels."""
+    return self.space
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    example = self.source[index]
+    return {**example, "label": self.table[example["label"]]} if "label" in example else example
+
+
+@dataclass(frozen=True)
+class Chosen(View):
+  """Some examples of a source, by their indices."""
+
+  indices: Sequence[int]
 
   def __len__(self) -> int:
     return len(self.indices)
@@ -398,25 +413,18 @@ class Chosen:
     return self.source[self.indices[index]]
 
 
-class Remembered:
-  """A source that keeps what it has decoded, as far as `limit` bytes go; safe from several threads at once."""
+class Remembered(View):
+  """A source that keeps what it has decoded, as far as `limit` bytes go."""
 
   def __init__(self, source: Any, limit: float):
-    self._source, self._room = source, limit
+    super().__init__(source)
+    self._room = limit
     self._kept: dict[int, dict[str, Any]] = {}
     self._lock = threading.Lock()
 
-  @property
-  def label_space(self) -> LabelSpace | None:
-    """That of the source."""
-    return self._source.label_space
-
-  def __len__(self) -> int:
-    return len(self._source)
-
   def __getitem__(self, index: int) -> dict[str, Any]:
     if (found := self._kept.get(index)) is None:
-      found = self._source[index]
+      found = self.source[index]
       size = sum(value.nbytes for value in found.values() if isinstance(value, np.ndarray))
       with self._lock:
         if index not in self._kept and size <= self._room:
@@ -425,13 +433,13 @@ class Remembered:
 
 
 @dataclass(frozen=True)
-class Relabelled(Unlabelled):
+class Relabelled(View):
   """A source with labels from `<folder>/<id>.png`, train ids, of any size."""
 
   folder: epath.Path
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    example = super().__getitem__(index)
+    example = self.source[index]
     path = self.folder / f"{example['id']}.png"
     try:
       label = imdecode(path.read_bytes(), cv2.IMREAD_UNCHANGED)

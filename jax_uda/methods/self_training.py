@@ -129,7 +129,7 @@ def segmentation_loss(
   hard_below: float = 1.0,
   hard_least: int = 0,
 ) -> tuple[jax.Array, tuple[dict, dict], list[jax.Array]]:
-  """Cross-entropy (paper 003, eq. 3): the mean over the kept pixels of the global batch; over parts, the mean of those.
+  """Cross-entropy (MLSL, eq. 3): the mean over the kept pixels of the global batch; over parts, the mean of those.
 
   Args:
     at: `pixels` or `stride`, see `config.loss_at`.
@@ -390,7 +390,7 @@ def ease(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> jax.
 
 
 def select(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> jax.Array:
-  """Eqs. 5 and 8 of paper 004."""
+  """CBST, eqs. 5 and 8."""
   del extras
   return jnp.where(valid, pseudo_labels.select(scores, found["pools"]["thresholds"]), IGNORE).astype(jnp.uint8)
 
