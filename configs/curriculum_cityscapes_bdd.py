@@ -1,4 +1,4 @@
-"""The strategic curriculum, Cityscapes → BDD100K, as in table 2 of Chitta et al. (2018): the source scaled to a height of 720.
+"""The strategic curriculum, Cityscapes → BDD100K, as in table 2 of Chitta et al. (2018), the source at a height of 720.
 
   python -m jax_uda.main --config configs/curriculum_cityscapes_bdd.py --config.weights=runs/ade20k \\
     --config.data_dir=DATA --workdir runs/curriculum_cityscapes_bdd

@@ -46,6 +46,9 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
   report.write_classes(workdir, experiment.space)
   with StopSignal() as stop:
     index, state, seconds = start_or_resume(experiment, workdir, checkpoints, state, stop)
+    if index > len(results["stages"]):
+      stage = experiment.stages[index].name
+      raise UserError(f"{workdir}/results.json lacks what came before {stage}; put it back, or name a new --workdir")
     while True:
       state, seconds = training.train(experiment, workdir, index, state, checkpoints, seconds, stop)
       if index == len(results["stages"]):

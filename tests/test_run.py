@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,13 @@ def test_a_finished_run_run_again_changes_nothing(undisturbed, cache):
   done = start("never", undisturbed, cache)
   assert done.returncode == 0 and "report:" in done.stdout and "this run is finished" in done.stdout
   assert before == ((undisturbed / "metrics.jsonl").read_bytes(), (undisturbed / "results.json").read_bytes())
+
+
+def test_scores_that_someone_took_away_are_missed(undisturbed, tmp_path):
+  shutil.copytree(undisturbed, tmp_path / "run")
+  (tmp_path / "run/results.json").unlink()
+  with pytest.raises(UserError, match="results.json lacks what came before round_1"):
+    run.run(tiny_mlsl.get_config(), tmp_path / "run")
 
 
 def test_another_config_is_refused_with_the_differences(undisturbed):
