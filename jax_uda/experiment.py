@@ -12,7 +12,7 @@ import jax
 import ml_collections
 from etils import epath
 
-from jax_uda import methods, parallel, report
+from jax_uda import inference, methods, parallel, report
 from jax_uda.bad_images import BadImages, Tolerant
 from jax_uda.data import label_spaces, sources
 from jax_uda.data.label_spaces import LabelSpace, Protocol
@@ -105,6 +105,7 @@ def plan(
   method = find_method(config.method)
   config = config.copy_and_resolve_references()
   config.num_classes, config.classes = len(space.classes), space.classes
+  inference.parse_scales(config.eval_scales, "config.eval_scales")  # what is wrong there should not wait for the first score
   stages = method.stages(config, sizes)
   return Experiment(config, method, space, scoring_protocols(config, space), datasets, stages, method.predict(config))
 

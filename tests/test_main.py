@@ -35,6 +35,7 @@ def test_misspelt_field_is_told_the_right_one(capsys, tmp_path):
   ("--config.seed=x", "seed: 'x'"), ("--config.rounds.num=1.5", "rounds.num: '1.5'"),
   ("--config.canvas=(1,2,3)", "canvas: '(1,2,3)'"), ("--config.weights_partial=maybe", "weights_partial: 'maybe'"),
   ("--config.seed", "write --config.seed=VALUE"), ("--config.sisc=3", "there is no such field"),
+  ("--config.eval_scales=1,x", "config.eval_scales: '1,x' will not do"),
 ])  # fmt: skip
 def test_values_that_do_not_fit(capsys, tmp_path, flag, said):
   assert said in failure(capsys, "--config=configs/demo.py", flag, f"--workdir={tmp_path}")
