@@ -105,7 +105,7 @@ def plan(
   method = find_method(config.method)
   config = config.copy_and_resolve_references()
   config.num_classes, config.classes = len(space.classes), space.classes
-  inference.parse_scales(config.eval_scales, "config.eval_scales")  # what is wrong there should not wait for the first score
+  inference.parse_scales(config.eval_scales, "config.eval_scales")  # found now, if wrong, and not at the first score
   stages = method.stages(config, sizes)
   return Experiment(config, method, space, scoring_protocols(config, space), datasets, stages, method.predict(config))
 

@@ -114,7 +114,7 @@ def test_a_finished_run_run_again_changes_nothing(undisturbed, cache):
 def test_scores_that_someone_took_away_are_missed(undisturbed, tmp_path):
   shutil.copytree(undisturbed, tmp_path / "run")
   (tmp_path / "run/results.json").unlink()
-  with pytest.raises(UserError, match="results.json lacks what came before round_1"):
+  with pytest.raises(UserError, match=r"results\.json lacks what came before round_1"):
     run.run(tiny_mlsl.get_config(), tmp_path / "run")
 
 
