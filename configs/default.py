@@ -201,7 +201,8 @@ def curriculum() -> ConfigDict:
     "branches": 2,  # decoders
     "batch_norm": "per_device",  # per_device, synced, frozen
     "dtype": "float32",  # float32, bfloat16
-    "dropout": True,  # of resnet38
+    "dropout": True,  # of resnet38 and the decoders
+    "decoder_dropout": 0.0,  # share of the channels that each decoder's classifier misses in training (our choice)
   })
   config.augmentation.update({"crop": (600, 600), "scale": (0.5, 1.5)})
   config.optimizer = ConfigDict({
@@ -210,11 +211,12 @@ def curriculum() -> ConfigDict:
     "decoder_multiplier": 10.0,  # of the decoders' learning rate
     "clip": 0.0,  # norm that the gradients of the encoder and of the decoders are each scaled down to; 0: not; code: 1
   })
-  # A stage on source labels before the curriculum: the paper has none, as it starts from weights trained on ADE20K.
+  # A stage on source labels before the curriculum, its rate falling step by step: the paper has none, as it starts from
+  # weights trained on ADE20K.
   config.source_training = ConfigDict({"steps": 0, "epochs": 0, "batch": 12, "rate": 1e-3, "power": 0.9})
   config.diversity = ConfigDict({
     "weight": 0.01,  # beta, of the decoders' similarity in the loss
-    "of": "decoder",  # decoder, cosine of all convolutions' weights; classifier (code), of the last one's
+    "of": "decoder",  # decoder, cosine of all convolutions' weights; classifier (code), sum |w1'w2| over the last one's
   })
   config.curriculum = ConfigDict({
     "epochs": 20,
@@ -230,7 +232,9 @@ def curriculum() -> ConfigDict:
     "easy_mining": True,  # target pixels where the decoders disagree are left out
     "hard_mining": True,  # source pixels where they agree are left out at random, a share that goes from 0 to 1 …
     "drop_epochs": 10,  # … in so many epochs
-    "score_after": "1,2,4,10",  # epochs, counted from 1, after which the network is scored and drawn; and after the last
+    # Epochs, counted from 1, after which the network is scored and drawn; and after the last. With other ones the images
+    # come in another order, too.
+    "score_after": "1,2,4,10",
     # So many batches of whole target images, before the curriculum and wherever it is scored, whose mean statistics become
     # BatchNorm's running ones (AdaBN; our choice).
     "statistics_steps": 0,

@@ -100,8 +100,8 @@ def take_networks(directory: epath.PathLike, place: int, state: State) -> State:
   return state.replace(networks=networks)
 
 
-def last_network(workdir: epath.PathLike, name: str) -> dict[str, Any]:
-  """`params` and `batch_stats` of a network at the end of a finished run.
+def last_network(workdir: epath.PathLike, name: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+  """The classes of a finished run, and `params` and `batch_stats` of a network at its end.
 
   Raises:
     UserError: no such run, it has not finished, or it has no network of that name.
@@ -115,7 +115,8 @@ def last_network(workdir: epath.PathLike, name: str) -> dict[str, Any]:
   networks = found["state"]["networks"]
   if name not in networks:
     raise UserError(f"config.weights: {workdir} holds the networks {sorted(networks)}, none of them {name}; name another")
-  return {"params": networks[name]["params"], "batch_stats": networks[name]["batch_stats"] or {}}
+  variables = {"params": networks[name]["params"], "batch_stats": networks[name]["batch_stats"] or {}}
+  return report.read_classes(workdir).classes, variables
 
 
 def _starts(steps: Sequence[int]) -> np.ndarray:

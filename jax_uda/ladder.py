@@ -144,7 +144,7 @@ def source_run(config: ConfigDict, workdir: epath.Path, others: Sequence[epath.P
   mine = source_settings(report.plain(config.to_dict()))
   for other in others:
     results = _results(other)
-    steps = [stage["steps"] for stage in results.get("stages", [])[:1]]
+    steps = [stage["steps"] for stage in results.get("stages", [])[:1] if stage["name"] == "source"]
     kept = checkpoint.kept_ends(other / "checkpoints", steps)
     if kept and not differences(source_settings(results["config"]), mine):
       return str(other.resolve())

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -87,8 +86,9 @@ def schedule(rate: float, num_steps: int, power: float, start: int = 0, every: i
     start: steps of it that earlier stages have done.
     every: it falls after every so many steps, an epoch, and `passed` is a multiple of it.
   """
-  values = {"rate": rate, "num_steps": num_steps, "power": power, "start": start, "every": every}
-  return {name: np.float32(value) for name, value in values.items()}  # of NumPy: a donated state must not take these
+  floats, integers = {"rate": rate, "num_steps": num_steps, "power": power}, {"start": start, "every": every}
+  # Of NumPy: a donated state must not take these with it.
+  return {name: np.float32(x) for name, x in floats.items()} | {name: np.int32(x) for name, x in integers.items()}
 
 
 def learning_rate(hyper: Mapping[str, jax.Array], step: jax.Array) -> jax.Array:
@@ -98,4 +98,4 @@ def learning_rate(hyper: Mapping[str, jax.Array], step: jax.Array) -> jax.Array:
 
 def epoch(hyper: Mapping[str, jax.Array], step: jax.Array) -> jax.Array:
   """How often the learning rate has fallen: the epoch, from 0, where it falls once each."""
-  return jnp.floor((hyper["start"] + step) / hyper["every"])
+  return (hyper["start"] + step) // hyper["every"]

@@ -654,8 +654,8 @@ def _picture_rows(workdir: epath.Path, stages: Sequence[str], space: LabelSpace)
   return f"<h2>Pictures</h2>\n{_legend(space)}{''.join(rows)}" if rows else ""
 
 
-def _map_rows(workdir: epath.Path, stages: Sequence[str]) -> str:
-  """For each kind of map and each image: the image, and the map after some of the stages, the last one among them."""
+def _map_rows(workdir: epath.Path, stages: Sequence[str], space: LabelSpace) -> str:
+  """For each kind of map and each image: prediction and map after some of the stages, the last one among them."""
   pictures, result = workdir / "pictures", ""
   kinds = sorted(path for path in (pictures / "maps").iterdir()) if (pictures / "maps").exists() else []
   for kind in kinds:
@@ -663,11 +663,33 @@ def _map_rows(workdir: epath.Path, stages: Sequence[str]) -> str:
     drawn = [drawn[i] for i in np.unique(np.linspace(0, len(drawn) - 1, min(len(drawn), MOST_MAPS)).astype(int))]
     result += f"<h2>{html.escape(kind.name)}, from none (black) to full (white)</h2>\n"
     for name in _names(pictures / "image"):
-      files = [(f"after {stage}", kind / stage / f"{name}.png") for stage in drawn]
-      row = _picture("image", pictures / "image" / f"{name}.png")
-      row += "".join(_picture(caption, path) for caption, path in files if path.exists())
-      result += f'<div class="row">\n{row}</div>\n'
+      predictions, maps = ([folder / stage / f"{name}.png" for stage in drawn] for folder in (pictures, kind))
+      for what, paths, colors in (("prediction", predictions, space), (kind.name, maps, None)):
+        files = [(f"{what} after {stage}", path) for stage, path in zip(drawn, paths, strict=True) if path.exists()]
+        row = "".join(_picture(caption, path, colors) for caption, path in files)
+        result += f'<div class="row">\n{row}</div>\n'
   return result
+
+
+def _epochs(records: Sequence[dict]) -> str:
+  """The shares that a method has logged, by epoch: means over its log lines."""
+  lines = [record for record in records if "epoch" in record]
+  names = list(dict.fromkeys(name for line in lines for name in line if name.endswith("_share")))
+  found: dict[tuple[str, int], list[dict]] = {}  # by stage, as some count their epochs anew
+  for line in lines:
+    found.setdefault((line["stage"], int(line["epoch"])), []).append(line)
+
+  def mean(part, name):
+    values = [line[name] for line in part if name in line]
+    return _percent(sum(values) / len(values)) if values else "–"
+
+  head = "".join(f"<th>{html.escape(name.replace('_', ' '))} in %</th>" for name in names)
+  rows = "".join(
+    f"<tr><td>{html.escape(stage)}, epoch {epoch}</td>{''.join(f'<td>{mean(part, name)}</td>' for name in names)}</tr>\n"
+    for (stage, epoch), part in found.items()
+  )
+  table = f'<table>\n<tr><th>epoch</th>{head}</tr>\n{rows}</table>'
+  return f'<h2>Pixels by epoch, of the crops trained on</h2>\n<div class="scroll">{table}</div>\n' if found else ""
 
 
 def _warnings(records: Sequence[dict]) -> str:
@@ -757,8 +779,9 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     _warnings(records),
     f'<h2>Charts</h2>\n<div class="charts">\n{figures}</div>\n' if figures else "",
     _stage_table(stages),
+    _epochs(records),
     _picture_rows(workdir, [stage["name"] for stage in stages], space),
-    _map_rows(workdir, [stage["name"] for stage in stages]),
+    _map_rows(workdir, [stage["name"] for stage in stages], space),
     f'<h2>More drawings</h2>\n<div class="charts">\n{drawings}</div>\n' if drawings else "",
   ]
   if (workdir / "config.json").exists():

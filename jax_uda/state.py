@@ -125,7 +125,7 @@ class Stage:
     labelling: run before `begin`, on the state that the stage before left.
     maps: (state, normalised images float32 [B, H, W, 3]) -> {name: float [B, H, W] in 0..1}: what else to draw of the
       target at the stage's end.
-    warnings: (the stage's lines of metrics.jsonl so far) -> what to tell the user; each line is printed once.
+    warnings: (the lines of metrics.jsonl so far) -> what to tell the user; each line is printed once.
   """
 
   name: str

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from etils import epath
 from flax import linen as nn
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from jax_uda import checkpoint, inference, optimizers
@@ -29,13 +30,15 @@ def first_network(config: ConfigDict, model: nn.Module, optimizer: optax.Gradien
   known = jax.eval_shape(make)
   if config.weights:  # read first: what is wrong with the file should not wait for a compilation
     if epath.Path(config.weights).is_dir():
+      classes, network = checkpoint.last_network(config.weights, "segmenter")
       known, found = weights.take_network(
-        config.weights, checkpoint.last_network(config.weights, "segmenter"), known, partial=config.weights_partial
+        config.weights, network, known, classes == tuple(config.classes), partial=config.weights_partial
       )
     else:
       known, found = weights.load_torchvision(config.weights, known, partial=config.weights_partial)
-    initial = (*found.missing, *(name for name, _, _ in found.mismatched))
-    print(f"weights: {len(found.loaded)} tensors from {config.weights}; left at random: {', '.join(initial) or 'the head'}")
+    flat = traverse_util.flatten_dict(known)
+    initial = weights.listing(".".join(path[1:]) for path, x in flat.items() if isinstance(x, jax.ShapeDtypeStruct))
+    print(f"weights: {len(found.loaded)} tensors from {config.weights}; left at random: {initial or 'none'}")
   variables = jax.tree.map(lambda x, y: y if isinstance(x, jax.ShapeDtypeStruct) else x, known, jax.jit(make)())
   return optimizers.make_network(variables, optimizer)
 
@@ -65,7 +68,7 @@ def train_step(
     mine: (keys [B], a batch, its domain [B], state) -> centres of the crops, see `mining.centre`; None: at random.
   """
   parts = [
-    examples(state, batches[name], name, jax.random.fold_in(key, i), augment, mine) for i, name in enumerate(streams)
+    examples(state, batches[name], name, jax.random.fold_in(key, int(name == "target")), augment, mine) for name in streams
   ]
   params = {name: state.networks[name].params for name in players}
   gradients, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(params, state, parts)

@@ -49,7 +49,7 @@ def train(
   key = experiment.stage_key(index, 2)
   state = parallel.replicate(state)
   window = _Window(stage, index)
-  records = [line for line in log.read() if line["stage_index"] == index]
+  records = log.read()
   warned = {line for record in records for line in record.get("warnings", ())}
   with report.Progress(f"{stage.name} · training", stage.num_steps, "steps", initial=start) as bar:
     for step in range(start + 1, stage.num_steps + 1):

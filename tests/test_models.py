@@ -594,3 +594,18 @@ def test_unknown_output_stride_and_activation():
     shapes(ResNet18(output_stride=16), 1, 32, 32, 3)
   with pytest.raises(UserError, match=r"activation 'gelu'.*paper, code"):
     shapes(ImageClassifier(5, "gelu"), 1, 4, 4, 8)
+
+
+def test_decoders_miss_channels_of_their_own_in_training_alone():
+  model = BranchedSegmenter(num_classes=3, width=0.0625, num_stages=3, decoder_dropout=0.5)
+  images, keys = jnp.ones((3, 16, 16, 3)), jax.random.split(jax.random.key(0), 3)
+  variables = model.init(jax.random.key(1), images)
+  twins = {**variables["params"], "decoder_1": variables["params"]["decoder_0"]}
+  run = partial(model.apply, {**variables, "params": twins}, images, mutable=["batch_stats"])
+  (plain, _), _ = run()
+  np.testing.assert_array_equal(plain[0], plain[1])
+  (dropped, _), _ = run(train=True, keys=keys)
+  assert not np.allclose(dropped[0], dropped[1])
+  model = model.clone(dropout=False)
+  (whole, _), _ = model.apply({**variables, "params": twins}, images, train=True, mutable=["batch_stats"])
+  np.testing.assert_array_equal(whole[0], whole[1])

@@ -42,15 +42,17 @@ def segmenter(config: ConfigDict) -> BranchedSegmenter:
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-  """SGD for the encoder and for the decoders, with a learning rate of 1 for the encoder."""
+  """SGD for the encoder and for each decoder, with a learning rate of 1 for the encoder."""
   settings = config.optimizer
   sgd = functools.partial(optimizers.sgd, settings.momentum, settings.weight_decay, clip=settings.clip)
-  return optimizers.by_module({"backbone": sgd(), "decoder": sgd(multiplier=settings.decoder_multiplier)})
+  decoders = {f"decoder_{e}": sgd(multiplier=settings.decoder_multiplier) for e in range(config.network.branches)}
+  return optimizers.by_module({"backbone": sgd(), **decoders})
 
 
 def init(config: ConfigDict, key: jax.Array) -> State:
   """A segmenter from `config.weights`, or at random; its decoders differ from the start."""
-  return State(jnp.int32(0), {"segmenter": steps.first_network(config, segmenter(config), optimizer(config), key)}, {})
+  network = steps.first_network(config, segmenter(config), optimizer(config), key)
+  return State(jnp.int32(0), {"segmenter": network}, optimizers.schedule(0.0, 1, 0.0))
 
 
 def predict(config: ConfigDict) -> Callable:
@@ -72,60 +74,69 @@ def label_statistics(config: ConfigDict) -> dict[str, Fold]:
 
 
 def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
-  """`source`, where it has steps; then the curriculum, part by part."""
+  """`source`, where it has steps; then the curriculum, part by part.
+
+  Raises:
+    UserError: a field has a value that is not offered, or there is nothing to train.
+  """
   if config.mode not in ("adapt", "source_only", "oracle"):
     raise UserError(f"config.mode is {config.mode!r}; choose adapt, source_only or oracle")
-  players = {"segmenter": optimizer(config)}
-  settings, training = config.curriculum, config.source_training
+  players, settings = {"segmenter": optimizer(config)}, config.source_training
+  plain = _train_step(config, players, "source", plain_loss(config))
   result = []
-  maps = functools.partial(agreement_map, model=segmenter(config))
-  if num_steps := training.steps or (training.epochs and steps.steps_of(training.epochs, sizes["source"], training.batch)):
+  if settings.steps or settings.epochs:
+    num_steps = settings.steps or steps.steps_of(settings.epochs, sizes["source"], settings.batch)
+    hyper = optimizers.schedule(settings.rate, num_steps, settings.power)
     result.append(
       Stage(
         name="source",
         num_steps=num_steps,
-        streams={"source": Stream(("source",), training.batch)},
-        steps={"source": _train_step(config, players, "source", plain_loss(config))},
-        begin=functools.partial(
-          steps.begin,
-          players=players,
-          hyper=optimizers.schedule(training.rate, num_steps, training.power),
-          num_steps=num_steps,
-        ),
+        streams={"source": Stream(("source",), settings.batch)},
+        steps={"source": plain},
+        begin=functools.partial(steps.begin, players=players, hyper=hyper, num_steps=num_steps),
         pick=lambda step: "source",
-        maps=maps,
+        maps=functools.partial(agreement_map, model=segmenter(config)),
       )
     )
-  statistics = None
-  if settings.statistics_steps and config.mode != "source_only":
+  kinds = {}
+  if config.mode == "adapt":
+    kinds["source"] = _train_step(config, players, "source", source_loss(config))
+    kinds["target"] = _train_step(config, players, "target", target_loss(config))
+  elif config.mode == "source_only":
+    kinds["source"] = plain
+  else:
+    kinds["target"] = _train_step(config, players, "target", plain_loss(config))
+  result += _parts(config, sizes, players, kinds)
+  if not result:
+    raise UserError("config.curriculum.epochs is 0 and there is no source_training; set one of them")
+  return result
+
+
+def _parts(
+  config: ConfigDict,
+  sizes: Mapping[str, int],
+  players: Mapping[str, optax.GradientTransformation],
+  kinds: Mapping[str, TrainStep],
+) -> list[Stage]:
+  """The epochs, up to each after which the network is scored; with the target's batch statistics where they are wanted."""
+  settings, statistics = config.curriculum, None
+  if settings.epochs and settings.statistics_steps and config.mode != "source_only":
     statistics = steps.statistics_stage(segmenter(config), settings.statistics_steps, settings.batch)
-    result.append(statistics)
-  adapts = config.mode == "adapt"
-  kinds = {
-    "source": _train_step(config, players, "source", source_loss(config) if adapts else plain_loss(config)),
-    "target": _train_step(config, players, "target", target_loss(config) if adapts else plain_loss(config)),
-  }
-  streams = {
-    "source": Stream(("source",), settings.batch),
-    "target": Stream(("target_images" if adapts else "target_truth",), settings.batch),
-  }
-  used = {"adapt": ("source", "target"), "source_only": ("source",), "oracle": ("target",)}[config.mode]
+  datasets = {"source": ("source",), "target": ("target_images" if config.mode == "adapt" else "target_truth",)}
   epoch_steps = settings.epoch_steps or steps.steps_of(1, sizes["source"], settings.batch)
-  first = 0
+  result, first = [statistics] if statistics else [], 0
   for last in scored_epochs(settings.score_after, settings.epochs):
-    hyper = optimizers.schedule(
-      settings.rate, settings.epochs * epoch_steps, settings.power, start=first * epoch_steps, every=epoch_steps
-    )
-    num_steps = (last - first) * epoch_steps
+    start, num_steps = first * epoch_steps, (last - first) * epoch_steps
+    hyper = optimizers.schedule(settings.rate, settings.epochs * epoch_steps, settings.power, start, every=epoch_steps)
     stage = Stage(
       name=f"epoch_{last}",
       num_steps=num_steps,
-      streams={name: streams[name] for name in used},
-      steps={name: kinds[name] for name in used},
+      streams={name: Stream(datasets[name], settings.batch) for name in kinds},
+      steps=dict(kinds),
       # The optimizer starts with the curriculum, and goes on with its parts.
       begin=functools.partial(steps.begin, players={} if first else players, hyper=hyper, num_steps=num_steps),
-      pick=functools.partial(domain_of_step, config=config, epoch_steps=epoch_steps, start=first * epoch_steps),
-      maps=maps,
+      pick=functools.partial(domain_of_step, config=config, epoch_steps=epoch_steps, start=start),
+      maps=functools.partial(agreement_map, model=segmenter(config)),
       warnings=functools.partial(warnings, classes=config.classes),
     )
     result.append(steps.followed_by(stage, statistics) if statistics else stage)
@@ -138,7 +149,7 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
 
 def ramp(epoch: Any, first: float, last: float, epochs: float) -> Any:
   """A number that goes from `first` to `last` linearly over so many epochs, and then stays; epochs count from 0."""
-  part = jnp.clip(epoch / epochs, 0, 1) if isinstance(epoch, jax.Array) else min(epoch / epochs, 1.0)
+  part = jnp.minimum(epoch / epochs, 1) if isinstance(epoch, jax.Array) else min(epoch / epochs, 1.0)
   return first + (last - first) * part
 
 
@@ -239,6 +250,8 @@ def branches_loss(
 ) -> tuple[jax.Array, tuple[dict, dict]]:
   """Eq. 4: the branches' cross-entropies on the chosen pixels, each a mean over them, added up; plus beta · similarity.
 
+  Predictions are the argmax of upsampled logits, which is what the loss sees.
+
   Args:
     choose: (part, logits [E, B, H, W, C], agreement bool [B, H, W], state) -> labels [B, H, W].
     domain: what the metrics are called after.
@@ -305,11 +318,11 @@ def agreement_map(state: State, images: jax.Array, *, model: BranchedSegmenter) 
   """Where the branches agree, 1, and where not, 0, float [B, H, W] (figure 4)."""
   size = images.shape[1:3]
   logits = jax.vmap(jax.vmap(lambda x: inference.upsample(x, size)))(branch_logits(state, images, model=model))
-  return {"agreement": 1.0 - agreement.variation_ratio(logits.argmax(-1))}
+  return {"agreement": agreement.agreement(logits).astype(jnp.float32)}
 
 
 def warnings(records: Sequence[Mapping[str, Any]], *, classes: Sequence[str]) -> list[str]:
-  """Signs, in a stage's log lines, that the network believes itself: lines of text."""
+  """Signs, in the last log lines of a run, that the network only believes itself: lines of text."""
   recent = [record for record in records if "proxy_labels" in record][-RECENT:]
   if len(recent) < RECENT:
     return []
@@ -320,4 +333,4 @@ def warnings(records: Sequence[Mapping[str, Any]], *, classes: Sequence[str]) ->
       "curriculum.rate, or raise diversity.weight"
     )
   shares = np.sum([record["proxy_labels"] for record in recent], axis=0)
-  return [*found, *(f"no proxy label is {name} any more" for name, share in zip(classes, shares, strict=True) if not share)]
+  return [*found, *(f"no proxy label is {name}" for name, share in zip(classes, shares, strict=True) if not share)]

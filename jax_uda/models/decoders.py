@@ -10,6 +10,7 @@ from jax_uda.errors import UserError
 from jax_uda.models import layers
 
 ACTIVATIONS = ("paper", "code")
+FIRST_BRANCH = 16  # of the numbers of dropout layers; those below are the backbones'
 
 
 class Head(nn.Module):
@@ -93,6 +94,7 @@ class PyramidPooling(nn.Module):
     num_classes: C.
     bins: rows and columns that the map is pooled to.
     batch_norm: per_device, synced or frozen (see `layers.batch_norm`).
+    dropout: share of the channels that the last convolution misses in training.
     dtype: of what is upsampled. The cells are so few that they are float32, and their statistics exact; so is the last
       convolution, as labels are ranked by what it returns.
   """
@@ -100,11 +102,20 @@ class PyramidPooling(nn.Module):
   num_classes: int
   bins: tuple[int, ...] = (6, 3, 2, 1)
   batch_norm: str = "per_device"
+  dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, latent: jax.Array, train: bool = False) -> jax.Array:
-    """Maps the latent map [B, h, w, F] to float32 logits [B, h, w, C]; `train` uses and updates batch statistics.
+  def __call__(
+    self, latent: jax.Array, train: bool = False, keys: jax.Array | None = None, branch: int = 0
+  ) -> jax.Array:
+    """Maps the latent map [B, h, w, F] to float32 logits [B, h, w, C].
+
+    Args:
+      latent: what the backbone gives.
+      train: whether batch statistics are used and updated, and dropout is on.
+      keys: [B] PRNG keys for dropout, which all branches share.
+      branch: tells them apart.
 
     Raises:
       UserError: no bins, bins below 1, or the same twice.
@@ -118,7 +129,10 @@ class PyramidPooling(nn.Module):
       x = nn.relu(layers.batch_norm(self.batch_norm, train=train, name=f"pool{bins}_bn")(x)).astype(self.dtype)
       maps.append(jax.image.resize(x, (*latent.shape[:3], channels), "linear", antialias=False))
     logits = layers.conv(self.num_classes, 1, bias=True, kernel_init=layers.small_normal, name="logits")
-    return logits(jnp.concatenate(maps, axis=-1))
+    x = jnp.concatenate(maps, axis=-1)
+    if train and self.dropout:
+      x = layers.dropout(x, self.dropout, keys, FIRST_BRANCH + branch, channels=True)
+    return logits(x)
 
 
 def adaptive_average_pool(maps: jax.Array, bins: int) -> jax.Array:

@@ -90,20 +90,23 @@ def batch_norm(
   )
 
 
-def dropout(x: jax.Array, rate: float, keys: jax.Array, layer: int) -> jax.Array:
-  """Zeroes a share of each example's values and scales up the rest, drawing by one key per example.
+def dropout(x: jax.Array, rate: float, keys: jax.Array, layer: int, channels: bool = False) -> jax.Array:
+  """Zeroes a share of each example's values, or of its channels, and scales up the rest, drawing by one key per example.
 
   Args:
     x: [B, ...].
     rate: share in 0..1 to drop.
     keys: [B] PRNG keys; an example's mask depends on its own key alone, so not on how the batch is split over devices.
     layer: tells the dropout layers of one network apart, which share the keys.
+    channels: whether the last axis alone is drawn for.
 
   Returns:
     [B, ...], of the type of `x`.
   """
 
+  shape = (1,) * (x.ndim - 2) + x.shape[-1:] if channels else x.shape[1:]
+
   def draw(key):
-    return jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, x.shape[1:])
+    return jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, shape)
 
   return jnp.where(jax.vmap(draw)(keys), x / (1 - rate), jnp.zeros_like(x))

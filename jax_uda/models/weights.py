@@ -87,7 +87,7 @@ def load_torchvision(path: str, variables: Variables, partial: bool = False) -> 
   if not partial and (report.missing or report.mismatched or unknown):
     other_shapes = [f"{name} (file {there}, network {here})" for name, there, here in report.mismatched]
     faults = {"missing from the file": report.missing, "of another shape": other_shapes, "unknown": unknown}
-    table = "; ".join(f"{len(names)} {fault}: {_listing(names)}" for fault, names in faults.items() if names)
+    table = "; ".join(f"{len(names)} {fault}: {listing(names)}" for fault, names in faults.items() if names)
     raise UserError(
       f"the weights {path} do not fit this network: {table}; mend the file, or allow a partial import, "
       "which keeps the initial values there"
@@ -96,14 +96,15 @@ def load_torchvision(path: str, variables: Variables, partial: bool = False) -> 
 
 
 def take_network(
-  path: str, found: Variables, variables: Variables, partial: bool = False
+  path: str, found: Variables, variables: Variables, same_classes: bool, partial: bool = False
 ) -> tuple[Variables, Report]:
-  """Takes over a network of ours, trained on these or on other classes; then its classifiers keep their values.
+  """Takes over a network of ours; what was trained on other classes leaves the classifiers at their values.
 
   Args:
     path: where it is from, for messages.
     found: its `params` and `batch_stats`.
     variables: the network's own, which are not changed.
+    same_classes: whether it was trained on the same classes, in the same order.
     partial: goes on whatever is missing, unknown or of another shape.
 
   Returns:
@@ -112,12 +113,18 @@ def take_network(
   Raises:
     UserError: something other than the classifiers does not fit and `partial` is not set, or nothing fits.
   """
-  arrays = {".".join(at): np.asarray(x) for at, x in traverse_util.flatten_dict(found).items()}
-  new, report = _take_over(arrays, variables, {at: ".".join(at) for at in traverse_util.flatten_dict(variables)}, {})
-  others = [name for name, _, _ in report.mismatched if name.split(".")[-2] not in CLASSIFIERS]
+
+  def names(variables: Variables) -> dict[Path, str]:
+    flat = traverse_util.flatten_dict(variables)
+    return {at: ".".join(at) for at in flat if same_classes or at[-2] not in CLASSIFIERS}
+
+  flat = traverse_util.flatten_dict(found)
+  arrays = {name: np.asarray(flat[at]) for at, name in names(found).items()}
+  new, report = _take_over(arrays, variables, names(variables), {})
+  others = [name for name, _, _ in report.mismatched]
   if not report.loaded or (not partial and (report.missing or report.unused or others)):
     raise UserError(
-      f"the network in {path} is another one: {_listing([*report.missing, *report.unused, *others])}; make config.network "
+      f"the network in {path} is another one: {listing([*report.missing, *report.unused, *others])}; make config.network "
       "that of its config.json, or allow a partial import, which keeps the initial values there"
     )
   return new, report
@@ -150,7 +157,8 @@ def _left_out(name: str) -> bool:
   return name.startswith(("fc.", "layer4.")) or name.endswith(".num_batches_tracked")
 
 
-def _listing(names: Iterable[str]) -> str:
+def listing(names: Iterable[str]) -> str:
+  """Names in one line, with commas between; of many, how many more there are."""
   names = list(names)
   more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
   return ", ".join(names[:MOST_NAMES]) + more
