@@ -111,11 +111,12 @@ def test_four_devices_and_one_give_the_same_step(tiny_config):
     for name, pair in metrics_one.items():
       np.testing.assert_allclose(metrics_four[name], pair, rtol=tolerance, err_msg=name)
     for name, network in one.networks.items():
-      # The momentum is the gradient; its largest entry sets what rounding of sums in another order may amount to; where
-      # there is none, the largest statistic does.
-      scale = max(np.abs(x).max() for x in jax.tree.leaves(network.opt_state) or jax.tree.leaves(network.batch_stats))
-      same = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance * scale)
-      jax.tree.map(lambda a, b, same=same: same(b, a), network, four.networks[name])
+      # The largest entry sets what rounding of sums in another order may amount to; of weights, that of their gradient.
+      entries = {part: [np.abs(x).max() for x in jax.tree.leaves(tree)] for part, tree in vars(network).items()}
+      largest = {part: max(found, default=0) for part, found in entries.items()}
+      for part, of in (("params", "opt_state"), ("opt_state", "opt_state"), ("batch_stats", "batch_stats")):
+        same = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance * largest[of])
+        jax.tree.map(lambda a, b, same=same: same(b, a), getattr(network, part), getattr(four.networks[name], part))
 
 
 def test_biases_of_every_player_have_a_rate_of_their_own(mlsl_config):
