@@ -597,15 +597,19 @@ def test_unknown_output_stride_and_activation():
 
 
 def test_decoders_miss_channels_of_their_own_in_training_alone():
-  model = BranchedSegmenter(num_classes=3, width=0.0625, num_stages=3, decoder_dropout=0.5)
-  images, keys = jnp.ones((3, 16, 16, 3)), jax.random.split(jax.random.key(0), 3)
-  variables = model.init(jax.random.key(1), images)
-  twins = {**variables["params"], "decoder_1": variables["params"]["decoder_0"]}
-  run = partial(model.apply, {**variables, "params": twins}, images, mutable=["batch_stats"])
-  (plain, _), _ = run()
-  np.testing.assert_array_equal(plain[0], plain[1])
-  (dropped, _), _ = run(train=True, keys=keys)
-  assert not np.allclose(dropped[0], dropped[1])
-  model = model.clone(dropout=False)
-  (whole, _), _ = model.apply({**variables, "params": twins}, images, train=True, mutable=["batch_stats"])
-  np.testing.assert_array_equal(whole[0], whole[1])
+  latent, keys = images(3)[..., :1] * jnp.ones(8), jax.random.split(jax.random.key(0), 3)
+  decoder = PyramidPooling(3, bins=(2, 1), dropout=0.5)
+  variables = decoder.init(jax.random.key(1), latent)
+  plain = decoder.apply(variables, latent)  # wants no keys
+  np.testing.assert_array_equal(plain, decoder.apply(variables, latent, keys=keys, branch=1))
+
+  def trained(branch, rows):
+    return decoder.apply(variables, latent[rows], True, keys[rows], branch, mutable=["batch_stats"])[0]
+
+  every = slice(None)
+  first, second = trained(0, every), trained(1, every)
+  np.testing.assert_array_equal(first, trained(0, every))
+  assert not np.allclose(first, second)
+  frozen = PyramidPooling(3, bins=(2, 1), dropout=0.5, batch_norm="frozen")
+  whole, alone = (frozen.apply(variables, latent[rows], True, keys[rows]) for rows in (every, slice(1, 2)))
+  np.testing.assert_allclose(whole[1:2], alone, rtol=1e-5, atol=1e-6)  # an example's key alone decides
