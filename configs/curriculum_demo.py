@@ -1,6 +1,10 @@
 """The strategic curriculum on the built-in street world: from its game look to its photo look, on two cores.
 
   python -m jax_uda.main --config configs/curriculum_demo.py --workdir runs/curriculum_demo
+
+mIoU on the test photos, seed 0, `--config.curriculum.score_after=4,10`: 17.4 after the source stage, 31.3 with the photos'
+batch statistics, 28.8 at the end: more than the source stage has, less than the statistics alone. At ten times the rate it
+falls to 17.3, and classes die out.
 """
 
 from configs import default, demo
@@ -12,8 +16,11 @@ def get_config():
   other = demo.get_config()
   config.update({name: other[name] for name in ("source", "target", "test", "canvas", "eval_batch")})
   config.network.update({"width": 0.5, "num_stages": 3})
+  config.network.decoder_dropout = 0.5  # else the decoders agree on 95 % of the pixels and soon on 99
   config.augmentation.update({"crop": (80, 160), "scale": (0.8, 1.4)})
-  config.source_training.update({"steps": 700, "batch": 8, "rate": 0.03})
-  config.curriculum.update({"epoch_steps": 20, "batch": 8, "rate": 0.006})
+  config.optimizer.decoder_multiplier = 1.0  # nothing is pre-trained
+  config.source_training.update({"steps": 700, "batch": 8, "rate": 0.06})
+  config.curriculum.update({"epoch_steps": 20, "batch": 8, "rate": 0.001})
+  config.log_every = 5
   config.curriculum.statistics_steps = 13  # each image once
   return config
