@@ -28,8 +28,7 @@ def variation_ratio(predictions: Array) -> Array:
 
 def agreement(logits: Array) -> Array:
   """Which pixels are easy, bool [...], by the `logits` [E, ..., C]: those of a variation ratio of 0."""
-  predictions = logits.argmax(-1)
-  return (predictions == predictions[0]).all(0)
+  return variation_ratio(logits.argmax(-1)) == 0
 
 
 def proxy_labels(logits: Array) -> Array:

@@ -25,7 +25,7 @@ SOURCE, TARGET = 0, 1  # places in a mixed stream's `datasets`, which batches ca
 
 
 def first_network(config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array) -> Network:
-  """A segmenter, which has a `backbone`, from `config.weights`, or at random."""
+  """A segmenter, which has a `backbone`, at random or from `config.weights`; raises `UserError` where these do not fit."""
   make = functools.partial(model.init, key, jnp.zeros((1, *config.augmentation.crop, 3)))
   known = jax.eval_shape(make)
   if config.weights:  # read first: what is wrong with the file should not wait for a compilation
@@ -123,6 +123,29 @@ def statistics_step(
   metrics = {"confidence": (confidence.sum(), jnp.int32(confidence.size))}
   networks = {**state.networks, "segmenter": network.replace(batch_stats=batch_stats)}
   return state.replace(step=state.step + 1, networks=networks), jax.lax.psum(metrics, DEVICE_AXIS)
+
+
+def check_mode(config: ConfigDict) -> None:
+  """Raises `UserError` for a `config.mode` that is not offered."""
+  if config.mode not in ("adapt", "source_only", "oracle"):
+    raise UserError(f"config.mode is {config.mode!r}; choose adapt, source_only or oracle")
+
+
+def source_stage(
+  config: ConfigDict, sizes: Mapping[str, int], players: Mapping[str, optax.GradientTransformation], step: TrainStep
+) -> Stage:
+  """The stage `source`, supervised training on the source, by a step with one stream."""
+  settings, (stream,) = config.source_training, step.streams
+  num_steps = settings.steps or steps_of(settings.epochs, sizes["source"], settings.batch)
+  hyper = optimizers.schedule(settings.rate, num_steps, settings.power)
+  return Stage(
+    name="source",
+    num_steps=num_steps,
+    streams={stream: Stream(("source",), settings.batch)},
+    steps={stream: step},
+    begin=functools.partial(begin, players=players, hyper=hyper, num_steps=num_steps),
+    pick=lambda step: stream,
+  )
 
 
 def statistics_stage(model: Any, num_steps: int, batch: int) -> Stage:

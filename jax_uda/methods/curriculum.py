@@ -15,6 +15,7 @@ The rungs of the paper's ladder are fields of `config.curriculum`: `class_weight
 `hard_mining`; `config.mode` is adapt, source_only (gamma is 1) or oracle (gamma is 0, with true labels).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -79,25 +80,13 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   Raises:
     UserError: a field has a value that is not offered, or there is nothing to train.
   """
-  if config.mode not in ("adapt", "source_only", "oracle"):
-    raise UserError(f"config.mode is {config.mode!r}; choose adapt, source_only or oracle")
+  steps.check_mode(config)
   players, settings = {"segmenter": optimizer(config)}, config.source_training
   plain = _train_step(config, players, "source", plain_loss(config))
   result = []
   if settings.steps or settings.epochs:
-    num_steps = settings.steps or steps.steps_of(settings.epochs, sizes["source"], settings.batch)
-    hyper = optimizers.schedule(settings.rate, num_steps, settings.power)
-    result.append(
-      Stage(
-        name="source",
-        num_steps=num_steps,
-        streams={"source": Stream(("source",), settings.batch)},
-        steps={"source": plain},
-        begin=functools.partial(steps.begin, players=players, hyper=hyper, num_steps=num_steps),
-        pick=lambda step: "source",
-        maps=functools.partial(agreement_map, model=segmenter(config)),
-      )
-    )
+    source = steps.source_stage(config, sizes, players, plain)
+    result.append(dataclasses.replace(source, maps=functools.partial(agreement_map, model=segmenter(config))))
   kinds = {}
   if config.mode == "adapt":
     kinds["source"] = _train_step(config, players, "source", source_loss(config))

@@ -75,7 +75,7 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
     )
   labelling = sisc(config) if config.sisc.patches else self_training.single_inference(config)
   return [
-    self_training.source_stage(config, sizes, alone, self_training.source_step(config, alone)),
+    steps.source_stage(config, sizes, alone, self_training.source_step(config, alone)),
     *self_training.round_stages(
       config,
       sizes,

@@ -94,7 +94,7 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   loss = functools.partial(supervised_loss, **round_settings(config))
   labelling = round_labelling(config, sizes, **single_inference(config))
   return [
-    source_stage(config, sizes, players, first),
+    steps.source_stage(config, sizes, players, first),
     *round_stages(config, sizes, players, round_step(config, players, loss), labelling),
   ]
 
@@ -218,23 +218,6 @@ def round_settings(config: ConfigDict) -> dict[str, Any]:
   }
 
 
-def source_stage(
-  config: ConfigDict, sizes: Mapping[str, int], players: Mapping[str, optax.GradientTransformation], step: TrainStep
-) -> Stage:
-  """Supervised training on the source."""
-  settings = config.source_training
-  num_steps = settings.steps or steps.steps_of(settings.epochs, sizes["source"], settings.batch)
-  hyper = optimizers.schedule(settings.rate, num_steps, settings.power)
-  return Stage(
-    name="source",
-    num_steps=num_steps,
-    streams={"train": Stream(("source",), settings.batch)},
-    steps={"train": step},
-    begin=functools.partial(steps.begin, players=players, hyper=hyper, num_steps=num_steps),
-    pick=lambda step: "train",
-  )
-
-
 def round_stages(
   config: ConfigDict,
   sizes: Mapping[str, int],
@@ -246,8 +229,7 @@ def round_stages(
 
   Before them, where they want the target's batch statistics, the stage `statistics`; at their end, steps of that kind.
   """
-  if config.mode not in ("adapt", "source_only", "oracle"):
-    raise UserError(f"config.mode is {config.mode!r}; choose adapt, source_only or oracle")
+  steps.check_mode(config)
   settings = config.rounds
   target = {"adapt": ("target",), "oracle": ("target_truth",), "source_only": ()}[config.mode]
   statistics = None
