@@ -202,7 +202,6 @@ def curriculum() -> ConfigDict:
     "batch_norm": "per_device",  # per_device, synced, frozen
     "dtype": "float32",  # float32, bfloat16
     "dropout": True,  # of resnet38 and the decoders
-    "decoder_dropout": 0.0,  # share of the channels that each decoder's classifier misses in training (our choice)
   })
   config.augmentation.update({"crop": (600, 600), "scale": (0.5, 1.5)})
   config.optimizer = ConfigDict({
@@ -232,6 +231,12 @@ def curriculum() -> ConfigDict:
     "easy_mining": True,  # target pixels where the decoders disagree are left out
     "hard_mining": True,  # source pixels where they agree are left out at random, a share that goes from 0 to 1 …
     "drop_epochs": 10,  # … in so many epochs
+    # kept: the loss is the mean over the pixels that mining keeps; labelled: over all of the batch, as where (section 3.3)
+    # the gradients of those left out are masked, so that few pixels have little weight
+    "mean_over": "kept",
+    # Share of the channels that each decoder's last convolution misses in a step, each decoder others; so they differ more
+    # (our choice).
+    "decoder_dropout": 0.0,
     # Epochs, counted from 1, after which the network is scored and drawn; and after the last. With other ones the images
     # come in another order, too.
     "score_after": "1,2,4,10",

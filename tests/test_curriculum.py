@@ -114,7 +114,8 @@ def test_without_source_training_the_curriculum_comes_first(config, tmp_path):
 @pytest.mark.parametrize(("field", "value", "said"), [
   ("mode", "adopt", "choose adapt"), ("diversity__of", "head", "choose one of decoder, classifier"),
   ("curriculum__weighted", "pole,signs", "no class 'signs'"), ("curriculum__score_after", "1,x", "1,2,4"),
-  ("curriculum__score_after", "0,3", "1,2,4"), ("network__branches", 0, "branches is 0"),
+  ("curriculum__score_after", "0,3", "1,2,4"), ("curriculum__mean_over", "all", "kept or labelled"),
+  ("network__branches", 0, "branches is 0"),
 ])  # fmt: skip
 def test_values_that_are_not_offered(config, field, value, said):
   with pytest.raises(UserError, match=said):
@@ -214,6 +215,17 @@ def test_source_pixels_are_thinned_where_the_branches_agree(monkeypatch):
   assert not gradient[:, 0, 0, [0, 3]].any() and full[2][:, 0, 0, [0, 3]].any()  # what is dropped changes nothing
 
 
+def test_the_mean_is_over_the_kept_pixels_or_over_all_that_are_labelled(monkeypatch):
+  thin = functools.partial(curriculum.thinned_labels, epochs=10)
+  easy = functools.partial(curriculum.proxy_labels, easy=True)
+  for choose, labels, kept, labelled in ((thin, [0, 1, 2, 255], 2, 3), (easy, [9] * 4, 2, 4)):
+    kept_loss, _, gradient = loss_of(monkeypatch, LOGITS, labels, choose, epoch=10)
+    loss, metrics, smaller = loss_of(monkeypatch, LOGITS, labels, choose, epoch=10, mean_over="labelled")
+    np.testing.assert_allclose(loss, kept_loss * kept / labelled, rtol=1e-6)
+    np.testing.assert_allclose(smaller, gradient * kept / labelled, rtol=1e-6)
+    assert metrics["loss"][1] == labelled and metrics["source_kept_share"][0] == kept
+
+
 @pytest.mark.parametrize("devices", [1, 4])
 def test_the_penalty_is_counted_once_whatever_the_number_of_devices(monkeypatch, devices):
   loss, metrics, _ = loss_of(
@@ -251,10 +263,10 @@ def test_what_is_thinned_hangs_on_the_example_alone(plan):
   state = curriculum.State(jnp.int32(0), {}, optimizers.schedule(0.1, 20, 0.9, start=5))
   part = {"label": jnp.ones((4, 8, 8), jnp.uint8), "keys": jax.random.split(jax.random.key(0), 4)}
   thin = functools.partial(curriculum.thinned_labels, logits=None, agree=jnp.ones((4, 8, 8), bool), state=state, epochs=10)
-  whole = np.asarray(thin(part))
+  whole = np.asarray(thin(part)[1])
   assert 0.3 < (whole == IGNORE).mean() < 0.7  # epoch 5 of 10
   turned = {name: value[::-1] for name, value in part.items()}
-  np.testing.assert_array_equal(thin(turned), whole[::-1])
+  np.testing.assert_array_equal(thin(turned)[1], whole[::-1])
 
 
 def test_class_weights_by_name(plan):

@@ -171,6 +171,14 @@ def test_a_source_stage_that_was_deleted_is_taken_from_the_next_that_has_it(runs
   assert runs[-1][2].start_from == str(tmp_path / "ladder/seed_0/mlsl")
 
 
+def test_a_first_stage_that_is_not_the_source_stage_is_not_taken_over(runs, flags, tmp_path):
+  assert ladder.main([*flags, "--only=source only"]) == 0
+  first = tmp_path / "ladder/seed_0/source-only/results.json"
+  first.write_text(first.read_text().replace('"name": "source"', '"name": "epoch_1"'))
+  assert ladder.main([*flags, "--only=oracle"]) == 0
+  assert runs[-1][2].start_from == ""
+
+
 def test_finished_runs_are_not_run_again_wherever_they_have_been_moved(runs, flags, tmp_path, capsys):
   assert ladder.main([*flags, "--seeds=0"]) == 0
   shown, files = capsys.readouterr().out, {path.name: path.read_bytes() for path in (tmp_path / "ladder").glob("ladder.*")}

@@ -200,13 +200,21 @@ def source_loss(config: ConfigDict) -> Callable:
   """The loss on a batch of the source, with what the config mines and weighs."""
   settings = config.curriculum
   thin = functools.partial(thinned_labels, epochs=settings.drop_epochs) if settings.hard_mining else true_labels
-  return functools.partial(plain_loss(config), choose=thin, weights=class_weights(config))
+  return functools.partial(_weighted_loss(config), choose=thin)
 
 
 def target_loss(config: ConfigDict) -> Callable:
   """The loss on a batch of the target, with what the config mines and weighs."""
   choose = functools.partial(proxy_labels, easy=config.curriculum.easy_mining)
-  return functools.partial(plain_loss(config), choose=choose, weights=class_weights(config), proxies=True)
+  return functools.partial(_weighted_loss(config), choose=choose, proxies=True)
+
+
+def _weighted_loss(config: ConfigDict) -> Callable:
+  settings = config.curriculum
+  if settings.mean_over not in ("kept", "labelled"):
+    raise UserError(f"config.curriculum.mean_over is {settings.mean_over!r}; choose kept or labelled")
+  model = segmenter(config).clone(decoder_dropout=settings.decoder_dropout)
+  return functools.partial(plain_loss(config), model=model, weights=class_weights(config), mean_over=settings.mean_over)
 
 
 def class_weights(config: ConfigDict) -> tuple[float, ...] | None:
@@ -235,16 +243,18 @@ def branches_loss(
   similarity: Callable,
   domain: str,
   weights: tuple[float, ...] | None = None,
+  mean_over: str = "kept",
   proxies: bool = False,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
-  """Eq. 4: the branches' cross-entropies on the chosen pixels, each a mean over them, added up; plus beta · similarity.
+  """Eq. 4: the branches' cross-entropies on the chosen pixels, each a mean, added up; plus beta · similarity.
 
   Predictions are the argmax of upsampled logits, which is what the loss sees.
 
   Args:
-    choose: (part, logits [E, B, H, W, C], agreement bool [B, H, W], state) -> labels [B, H, W].
+    choose: (part, logits [E, B, H, W, C], agreement bool [B, H, W], state) -> labels [B, H, W], and those that are kept.
     domain: what the metrics are called after.
     weights: by class.
+    mean_over: kept, the mean is over the pixels that mining keeps; labelled, over all, those left out counting as 0.
     proxies: whether the labels are the network's own, and their shares by class are logged.
   """
   (part,) = parts
@@ -253,51 +263,54 @@ def branches_loss(
   size = part["label"].shape[1:]
   logits = jax.vmap(jax.vmap(lambda x: inference.upsample(x, size)))(low)
   agree = agreement.agreement(logits)
-  labels = choose(part, logits, agree, state)
+  labels, mined = choose(part, logits, agree, state)
 
   weights = None if weights is None else jnp.array(weights)
-  pairs = [losses.cross_entropy(branch, labels, weights=weights) for branch in logits]
+  sums, (kept, *_) = zip(*(losses.cross_entropy(branch, mined, weights=weights) for branch in logits), strict=True)
+  count = kept if mean_over == "kept" else jnp.sum(labels < logits.shape[-1])
   alike = similarity([params["segmenter"][f"decoder_{e}"] for e in range(len(logits))])
   part_of_one = 1 / jax.lax.psum(1.0, DEVICE_AXIS)  # this device's, of what is the same on all of them
-  loss = sum(losses.mean((total, jax.lax.psum(count, DEVICE_AXIS))) for total, count in pairs) + part_of_one * beta * alike
+  loss = losses.mean((sum(sums), jax.lax.psum(count, DEVICE_AXIS))) + part_of_one * beta * alike
 
   inside = part["valid"]
   metrics = {
-    "loss": (sum(total for total, _ in pairs), pairs[0][1]),
+    "loss": (sum(sums), count),
     "similarity": (part_of_one * alike, part_of_one),
     "epoch": (part_of_one * optimizers.epoch(state.hyper, state.step), part_of_one),
     f"{domain}_hard_share": (jnp.sum(~agree & inside), inside.sum()),
-    f"{domain}_kept_share": (pairs[0][1], inside.sum()),
+    f"{domain}_kept_share": (kept, inside.sum()),
   }
   if proxies:
-    by_class = jnp.zeros(logits.shape[-1], jnp.int32).at[labels.ravel()].add(1, mode="drop")
-    metrics["proxy_labels"] = (by_class, jnp.broadcast_to(pairs[0][1], by_class.shape))
+    by_class = jnp.zeros(logits.shape[-1], jnp.int32).at[mined.ravel()].add(1, mode="drop")
+    metrics["proxy_labels"] = (by_class, jnp.broadcast_to(kept, by_class.shape))
   batch_stats = changed.get("batch_stats", variables["batch_stats"])  # frozen BatchNorm changes none
   return loss, ({"segmenter": batch_stats}, metrics)
 
 
-def true_labels(part: Mapping[str, jax.Array], logits: jax.Array, agree: jax.Array, state: State) -> jax.Array:
-  """All of the labels."""
+def true_labels(
+  part: Mapping[str, jax.Array], logits: jax.Array, agree: jax.Array, state: State
+) -> tuple[jax.Array, jax.Array]:
+  """The labels, all of which are kept."""
   del logits, agree, state
-  return part["label"]
+  return part["label"], part["label"]
 
 
 def thinned_labels(
   part: Mapping[str, jax.Array], logits: jax.Array, agree: jax.Array, state: State, *, epochs: float
-) -> jax.Array:
-  """Source hard mining: of the labels where the branches agree, a share is left out that grows to 1 over the epochs."""
+) -> tuple[jax.Array, jax.Array]:
+  """The labels; and after source hard mining: where the branches agree, a share is left out that grows to 1."""
   del logits
   ratio = ramp(optimizers.epoch(state.hyper, state.step), 0.0, 1.0, epochs)
-  return agreement.thin_easy(part["label"], agree, ratio, part["keys"])
+  return part["label"], agreement.thin_easy(part["label"], agree, ratio, part["keys"])
 
 
 def proxy_labels(
   part: Mapping[str, jax.Array], logits: jax.Array, agree: jax.Array, state: State, *, easy: bool
-) -> jax.Array:
-  """The ensemble's own labels, inside the image; with `easy`, target easy mining, only where the branches agree."""
+) -> tuple[jax.Array, jax.Array]:
+  """The ensemble's own labels, inside the image; and with `easy`, target easy mining, those where the branches agree."""
   del state
   labels = jnp.where(part["valid"], agreement.proxy_labels(logits), IGNORE)
-  return agreement.keep_easy(labels, agree) if easy else labels
+  return labels, agreement.keep_easy(labels, agree) if easy else labels
 
 
 # What people look at
