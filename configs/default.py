@@ -199,6 +199,7 @@ def curriculum() -> ConfigDict:
     "width": 1.0,  # multiplies the backbone's channels
     "num_stages": 4,  # of resnet18: 4, or 3 to leave out layer4
     "branches": 2,  # decoders
+    "decoder_norm": True,  # BatchNorm behind what they pool
     "batch_norm": "per_device",  # per_device, synced, frozen
     "dtype": "float32",  # float32, bfloat16
     "dropout": True,  # of resnet38 and the decoders

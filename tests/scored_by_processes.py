@@ -13,7 +13,7 @@ if __name__ == "__main__":
 
   from jax_uda import evaluate, experiment, parallel
   from jax_uda.stopping import StopSignal
-  from tests.conftest import tiny
+  from tests.tiny import tiny
 
   config = tiny("self_training")
   config.test.num = 5  # does not divide over processes and devices

@@ -12,7 +12,7 @@ from jax_uda import cross_validate, evaluate, metrics, report, run
 from jax_uda.config import load_config
 from jax_uda.data.label_spaces import CITYSCAPES19, protocol, protocol_rows
 from jax_uda.errors import UserError
-from tests.conftest import tiny
+from tests.tiny import tiny
 
 
 def fold_matrix(fold: int, stage: str) -> np.ndarray:

@@ -14,8 +14,8 @@ from jax_uda import run as run_module
 from jax_uda.data.label_spaces import CITYSCAPES19, IGNORE
 from jax_uda.errors import UserError
 from jax_uda.methods import curriculum
-from tests.conftest import tiny
 from tests.test_methods import SIZES, first_state, make_batch
+from tests.tiny import tiny
 
 EPOCHS = (0, 5, 10, 20)
 

@@ -23,7 +23,7 @@ from jax_uda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, LabelSpace, 
 from jax_uda.errors import UserError
 from jax_uda.evaluate import Manner
 from jax_uda.stopping import StopSignal
-from tests.conftest import tiny
+from tests.tiny import tiny
 
 # --- networks that are easy to work by hand ---
 

@@ -380,7 +380,7 @@ def test_help(capsys):
 def test_a_ladder_in_earnest(tmp_path, capsys):
   """The second time nothing is left to do, though it has been moved."""
   (tmp_path / "tiny.py").write_text(
-    "from tests.conftest import tiny\n\ndef get_config():\n  config = tiny('self_training')\n"
+    "from tests.tiny import tiny\n\ndef get_config():\n  config = tiny('self_training')\n"
     "  config.rounds.statistics_steps = 0\n  return config\n"
   )
   file = write_file(tmp_path, """

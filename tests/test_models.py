@@ -239,16 +239,22 @@ def test_bfloat16_maps_are_averaged_in_float32():
   np.testing.assert_allclose(pooled, 1.0078125, rtol=1e-5)
 
 
-def test_pyramid_pooling_is_what_its_layers_say():
+@pytest.mark.parametrize("norm", [True, False])
+def test_pyramid_pooling_is_what_its_layers_say(norm):
   latent = jnp.broadcast_to(images(2, 1, 1), (2, 5, 7, 3))  # constant maps: pooling and upsampling change nothing
-  model = PyramidPooling(4, bins=(3, 1))
+  model = PyramidPooling(4, bins=(3, 1), norm=norm)
   variables = random_variables(model, latent)
   params, x = variables["params"], latent[:, :1, :1]
   maps = [x]
   for bins in (3, 1):
-    norm, statistics = params[f"pool{bins}_bn"], variables["batch_stats"][f"pool{bins}_bn"]
-    y = (x @ params[f"pool{bins}_conv"]["kernel"][0, 0] - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-5)
-    maps.append(np.maximum(0, y * norm["scale"] + norm["bias"]))
+    conv = params[f"pool{bins}_conv"]
+    y = x @ conv["kernel"][0, 0]
+    if norm:
+      affine, statistics = params[f"pool{bins}_bn"], variables["batch_stats"][f"pool{bins}_bn"]
+      y = (y - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-5) * affine["scale"] + affine["bias"]
+    else:
+      y += conv["bias"]
+    maps.append(np.maximum(0, y))
   assert maps[1].shape[-1] == maps[2].shape[-1] == 1  # 3 // 2
   expected = np.concatenate(maps, -1) @ params["logits"]["kernel"][0, 0] + params["logits"]["bias"]
   np.testing.assert_allclose(apply(model, variables, latent), np.broadcast_to(expected, (2, 5, 7, 4)), rtol=1e-4, atol=1e-5)

@@ -18,18 +18,19 @@ import pytest
 from jax_uda import run
 from jax_uda.errors import UserError
 from tests import tiny_mlsl
-from tests.conftest import tiny
+from tests.conftest import CACHE
+from tests.tiny import tiny
 
 ROOT = Path(__file__).parent.parent
 
 
-def start(moment: str, workdir: Path, cache: Path, *flags: str) -> subprocess.CompletedProcess:
+def start(moment: str, workdir: Path, *flags: str) -> subprocess.CompletedProcess:
   """A process of its own that runs the tiny MLSL config on one device, and dies at the moment."""
   environment = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": "1",
-    "JAX_COMPILATION_CACHE_DIR": str(cache),  # so that only the first of these processes compiles
+    "JAX_COMPILATION_CACHE_DIR": CACHE,  # so that only the first of these processes compiles
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "PYTHONPATH": str(ROOT),
   }
@@ -54,14 +55,9 @@ def without_times(value):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-  return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, cache) -> Path:
+def undisturbed(tmp_path_factory) -> Path:
   workdir = tmp_path_factory.mktemp("undisturbed")
-  done = start("never", workdir, cache)
+  done = start("never", workdir)
   assert done.returncode == 0, done.stderr
   return workdir
 
@@ -87,12 +83,12 @@ def test_a_run_leaves_what_it_promises(undisturbed):
   assert (undisturbed / "report.html").exists() and not (undisturbed / "spill").exists()
 
 
-def test_killed_anywhere_and_resumed_the_weights_are_the_same(undisturbed, tmp_path, cache):
+def test_killed_anywhere_and_resumed_the_weights_are_the_same(undisturbed, tmp_path):
   for moment in ("training", "saving", "scoring", "labelling"):
-    assert start(moment, tmp_path, cache).returncode == -signal.SIGKILL, moment
-  done = start("terminated", tmp_path, cache)
+    assert start(moment, tmp_path).returncode == -signal.SIGKILL, moment
+  done = start("terminated", tmp_path)
   assert done.returncode == 75 and "run the same command again" in done.stderr
-  done = start("never", tmp_path, cache)
+  done = start("never", tmp_path)
   assert done.returncode == 0 and "resuming at stage round_1" in done.stdout, done.stderr
   jax.tree.map(np.testing.assert_array_equal, last_state(tmp_path), last_state(undisturbed))
   for path in (undisturbed / "pseudo_labels/round_1").glob("*.png"):
@@ -104,9 +100,9 @@ def test_killed_anywhere_and_resumed_the_weights_are_the_same(undisturbed, tmp_p
   assert without_times(mine) == without_times(other)
 
 
-def test_a_finished_run_run_again_changes_nothing(undisturbed, cache):
+def test_a_finished_run_run_again_changes_nothing(undisturbed):
   before = (undisturbed / "metrics.jsonl").read_bytes(), (undisturbed / "results.json").read_bytes()
-  done = start("never", undisturbed, cache)
+  done = start("never", undisturbed)
   assert done.returncode == 0 and "report:" in done.stdout and "this run is finished" in done.stdout
   assert before == ((undisturbed / "metrics.jsonl").read_bytes(), (undisturbed / "results.json").read_bytes())
 

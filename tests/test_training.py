@@ -9,7 +9,7 @@ import pytest
 
 from jax_uda import experiment, labelling, report, run, training
 from jax_uda.errors import UserError
-from tests.conftest import tiny
+from tests.tiny import tiny
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """MLSL, tiny, as a config file: for tests that start processes."""
 
-from tests.conftest import tiny
+from tests.tiny import tiny
 
 
 def get_config():

@@ -88,12 +88,14 @@ class PyramidPooling(nn.Module):
   bilinear upsampling. Latent map and results side by side go through a 1×1 convolution. Source: the strategic curriculum,
   section 4.2, which names the convolutions only; BatchNorm and ReLU behind them are those of PSPNet (Zhao et al. 2017).
 
-  Where a device has a single image, `per_device` statistics leave nothing of the 1×1 bin but BatchNorm's bias.
+  Batch statistics of few cells are a poor guide: where a device has a single image, nothing is left of the 1×1 bin but
+  BatchNorm's bias, and where all show much the same, as the frames of a film do, it blows up their small differences.
 
   Attributes:
     num_classes: C.
     bins: rows and columns that the map is pooled to.
     batch_norm: per_device, synced or frozen (see `layers.batch_norm`).
+    norm: whether there is BatchNorm; without, the convolutions have biases.
     dropout: share of the channels that the last convolution misses in training.
     dtype: of what is upsampled. The cells are so few that they are float32, and their statistics exact; so is the last
       convolution, as labels are ranked by what it returns.
@@ -102,6 +104,7 @@ class PyramidPooling(nn.Module):
   num_classes: int
   bins: tuple[int, ...] = (6, 3, 2, 1)
   batch_norm: str = "per_device"
+  norm: bool = True
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
 
@@ -125,8 +128,10 @@ class PyramidPooling(nn.Module):
     channels = max(1, latent.shape[-1] // len(self.bins))
     maps = [latent]
     for bins in self.bins:
-      x = layers.conv(channels, 1, name=f"pool{bins}_conv")(adaptive_average_pool(latent, bins))
-      x = nn.relu(layers.batch_norm(self.batch_norm, train=train, name=f"pool{bins}_bn")(x)).astype(self.dtype)
+      x = layers.conv(channels, 1, bias=not self.norm, name=f"pool{bins}_conv")(adaptive_average_pool(latent, bins))
+      if self.norm:
+        x = layers.batch_norm(self.batch_norm, train=train, name=f"pool{bins}_bn")(x)
+      x = nn.relu(x).astype(self.dtype)
       maps.append(jax.image.resize(x, (*latent.shape[:3], channels), "linear", antialias=False))
     logits = layers.conv(self.num_classes, 1, bias=True, kernel_init=layers.small_normal, name="logits")
     x = jnp.concatenate(maps, axis=-1)

@@ -84,6 +84,7 @@ class BranchedSegmenter(nn.Module):
     batch_norm: per_device, synced or frozen (see `layers.batch_norm`).
     dtype: float32 or bfloat16, what the layers compute in; parameters and logits are float32.
     dropout: whether training uses the dropout that resnet38 and the decoders have.
+    decoder_norm: whether there is BatchNorm in the decoders.
     decoder_dropout: share of the channels that a decoder's last convolution misses; each decoder misses others.
   """
 
@@ -96,6 +97,7 @@ class BranchedSegmenter(nn.Module):
   batch_norm: str = "per_device"
   dtype: str = "float32"
   dropout: bool = True
+  decoder_norm: bool = True
   decoder_dropout: float = 0.0
 
   @nn.compact
@@ -120,7 +122,7 @@ class BranchedSegmenter(nn.Module):
       raise UserError(f"config.network.branches is {self.branches}; give the number of decoders, 1 or more")
     (latent,) = _maps(self, RESNETS, images, train, keys)
     rate = self.decoder_dropout if self.dropout else 0.0
-    pooling = (self.num_classes, self.bins, self.batch_norm, rate, layers.compute_dtype(self.dtype))
+    pooling = (self.num_classes, self.bins, self.batch_norm, self.decoder_norm, rate, layers.compute_dtype(self.dtype))
     decoders = [PyramidPooling(*pooling, name=f"decoder_{branch}") for branch in range(self.branches)]
     return jnp.stack([decoder(latent, train, keys, branch) for branch, decoder in enumerate(decoders)]), latent
 

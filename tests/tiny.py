@@ -1,0 +1,60 @@
+"""The configs, made tiny. Importing this changes nothing in JAX, so that processes of their own may."""
+
+import math
+
+import ml_collections
+
+from jax_uda.config import known_configs, load_config
+
+TINY = {
+  "batch": 4,
+  "num_stages": 3,
+  "backbone": "resnet18",
+  "head_channels": 8,
+  "head_dilation": 1,
+  "width": 0.125,
+  "steps": 3,
+  "statistics_steps": 2,
+  "num": 1,
+  "epochs": 2,
+  "epoch_steps": 2,
+  "patches": 3,
+  "crop": (24, 48),
+  "size": (24, 48),
+  "canvas": (32, 64),
+  "dtype": "float32",
+  "weights": "",
+  "pictures": 2,
+  "eval_batch": 1,
+  "log_every": 1,
+  "checkpoint_every": 2,
+  "probability": 0.0,  # mining: tests of it turn it on
+}
+
+
+def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Any config on a few small street-world images, with a network of a few thousand parameters."""
+
+  def walk(part):
+    for name, value in part.items():
+      if name in ("source", "target", "test"):
+        continue
+      if isinstance(value, ml_collections.ConfigDict):
+        walk(value)
+      elif name in TINY:
+        part[name] = TINY[name]
+
+  walk(config)
+  for role, domain, num in (("source", "game", 6), ("target", "photo", 5), ("test", "photo", 3)):
+    config[role].update(
+      {"kind": "street_world", "domain": domain, "split": "test" if role == "test" else "train", "num": num}
+    )
+    config[role].update({"height": 32, "width": 64, "dir": "", "list": ""})
+  return config
+
+
+def tiny(method: str) -> ml_collections.ConfigDict:
+  """A method's config of the smallest images, made tiny."""
+  configs = [config for config in map(load_config, known_configs()) if config.method == method]
+  assert configs, f"configs/ holds no config of the method {method}"
+  return shrink(min(configs, key=lambda config: math.prod(config.canvas)))
