@@ -26,9 +26,14 @@ def variation_ratio(predictions: Array) -> Array:
   return (len(predictions) - votes.max(0)) / len(predictions)
 
 
-def agreement(logits: Array) -> Array:
-  """Which pixels are easy, bool [...], by the `logits` [E, ..., C]: those of a variation ratio of 0."""
-  return variation_ratio(logits.argmax(-1)) == 0
+def agreement(logits: Array, predicted: Array | None = None) -> Array:
+  """Which pixels are easy, bool [...], by the `logits` [E, ..., C]: those of a variation ratio of 0.
+
+  With `predicted` [...], what the ensemble says where that is not the mean of just these logits: those where all say this.
+  """
+  votes = logits.argmax(-1)
+  easy = variation_ratio(votes) == 0
+  return easy if predicted is None else easy & (votes[0] == predicted)
 
 
 def proxy_labels(logits: Array) -> Array:

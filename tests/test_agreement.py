@@ -62,6 +62,8 @@ def test_agreement_by_hand():
   ]:
     assert agreement(logits).tolist() == expected
     np.testing.assert_array_equal(variation_ratio(logits.argmax(-1)) == 0, expected)
+  ensemble = jnp.array([0, 1, 3, 3])  # which says the same as both, as one, as neither though they agree, as one
+  assert agreement(voting([0, 1, 2, 3], [0, 2, 2, 0]), ensemble).tolist() == [True, False, False, False]
 
 
 def test_proxy_labels_are_of_mean_logits_not_of_mean_probabilities_or_votes():

@@ -134,10 +134,13 @@ AGREE = jnp.array([[[True, False, False, True]]])
 
 
 class Fixed:
-  """A model whose logits are its parameters, at the resolution of the labels."""
+  """A model whose logits are its parameters, at the resolution of the labels; and, with dropout, `whole` without it."""
+
+  def __init__(self, whole=None):
+    self.changed = {} if whole is None else {"whole": {f"decoder_{e}": {"output": (x,)} for e, x in enumerate(whole)}}
 
   def apply(self, variables, images, **_):
-    return (variables["params"]["logits"], None), {}
+    return (variables["params"]["logits"], None), self.changed
 
 
 def loss_of(monkeypatch, logits, labels, choose, epoch=0, devices=1, valid=(True,) * 4, **settings):
@@ -193,6 +196,19 @@ def test_the_target_is_labelled_by_the_mean_of_the_logits_where_the_branches_agr
     np.testing.assert_allclose(gradient, gradient_by_hand, atol=1e-7)  # so none flows through the labels
     counts, totals = metrics["proxy_labels"]
     assert counts.tolist() == [labels.count(c) for c in range(3)] and set(totals.tolist()) == {4 - labels.count(IGNORE)}
+
+
+def test_with_dropout_the_ensemble_predicts_without_it(monkeypatch):
+  """Pixel 0: as with it. 1: they differ. 3: they agree on 1 where the ensemble says 2."""
+  whole = LOGITS.at[:, :, :, 2].set(jnp.array([0.0, 3, 0])).at[1, :, :, 3].set(jnp.array([0.0, 0, 9]))
+  for easy, labels in {False: [0, 0, 1, 2], True: [0, IGNORE, IGNORE, IGNORE]}.items():
+    choose = functools.partial(curriculum.proxy_labels, easy=easy)
+    settings = {"domain": "target", "proxies": True, "model": Fixed(whole)}
+    loss, metrics, gradient = loss_of(monkeypatch, LOGITS, [9, 9, 9, 9], choose, **settings)
+    by_hand, _, gradient_by_hand = loss_of(monkeypatch, LOGITS, labels, curriculum.true_labels)
+    np.testing.assert_allclose(loss, by_hand, rtol=1e-6)
+    np.testing.assert_allclose(gradient, gradient_by_hand, atol=1e-7)
+    assert tuple(metrics["target_hard_share"]) == (3, 4)
 
 
 def test_nothing_beyond_the_image_gets_a_proxy_label(monkeypatch):
@@ -262,7 +278,7 @@ def test_decoders_learn_faster_than_the_encoder(config):
 def test_what_is_thinned_hangs_on_the_example_alone(plan):
   state = curriculum.State(jnp.int32(0), {}, optimizers.schedule(0.1, 20, 0.9, start=5))
   part = {"label": jnp.ones((4, 8, 8), jnp.uint8), "keys": jax.random.split(jax.random.key(0), 4)}
-  thin = functools.partial(curriculum.thinned_labels, logits=None, agree=jnp.ones((4, 8, 8), bool), state=state, epochs=10)
+  thin = functools.partial(curriculum.thinned_labels, predicted=None, agree=jnp.ones((4, 8, 8), bool), state=state, epochs=10)
   whole = np.asarray(thin(part)[1])
   assert 0.3 < (whole == IGNORE).mean() < 0.7  # epoch 5 of 10
   turned = {name: value[::-1] for name, value in part.items()}

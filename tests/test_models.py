@@ -12,7 +12,7 @@ from jax_uda.errors import UserError
 from jax_uda.models import layers
 from jax_uda.models.decoders import FCN8s, Head, ImageClassifier, PyramidPooling, adaptive_average_pool, doubled
 from jax_uda.models.resnet import ResNet18
-from jax_uda.models.segmenter import BACKBONES, RESNETS, STRIDE, BranchedSegmenter, Segmenter
+from jax_uda.models.segmenter import BACKBONES, RESNETS, STRIDE, BranchedSegmenter, Segmenter, whole
 from jax_uda.models.vgg import VGG16
 from jax_uda.models.weights import load_torchvision
 from jax_uda.state import DEVICE_AXIS
@@ -291,6 +291,22 @@ def test_branches_share_the_latent_map_and_nothing_else():
   for branch, decoder in enumerate(decoders):
     own = {"params": decoder, "batch_stats": variables["batch_stats"][f"decoder_{branch}"]}
     np.testing.assert_allclose(decode(own, latent), logits[branch], rtol=1e-4, atol=1e-6)
+
+
+def test_logits_of_the_branches_without_dropout():
+  x, keys = images(2, 33, 41), jax.random.split(jax.random.key(0), 2)
+  model = small_branched(branches=2)
+  variables = random_variables(model, x)
+
+  def trained(rate):
+    of_rate = model.clone(decoder_dropout=rate)
+    (logits, _), changed = of_rate.apply(variables, x, train=True, keys=keys, mutable=["batch_stats", "whole"])
+    return logits, whole(logits, changed)
+
+  (plain, same), (dropped, without) = jax.jit(lambda: (trained(0.0), trained(0.5)))()
+  np.testing.assert_array_equal(plain, same)
+  np.testing.assert_allclose(without, plain, rtol=1e-5, atol=1e-6)
+  assert not np.allclose(dropped, plain, rtol=1e-2)
 
 
 def test_branches_share_one_forward_of_the_backbone():

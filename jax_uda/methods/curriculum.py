@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from jax_uda import agreement, inference, losses, optimizers, steps
 from jax_uda.data.label_spaces import IGNORE
 from jax_uda.errors import UserError
-from jax_uda.models.segmenter import BranchedSegmenter
+from jax_uda.models.segmenter import BranchedSegmenter, whole
 from jax_uda.state import DEVICE_AXIS, Fold, Stage, State, Stream, TrainStep
 
 SIMILARITIES = {"decoder": agreement.similarity, "classifier": agreement.last_layer_similarity}
@@ -248,10 +248,12 @@ def branches_loss(
 ) -> tuple[jax.Array, tuple[dict, dict]]:
   """Eq. 4: the branches' cross-entropies on the chosen pixels, each a mean, added up; plus beta · similarity.
 
-  Predictions are the argmax of upsampled logits, which is what the loss sees.
+  Predictions are the argmax of upsampled logits, which is what the loss sees. With decoder dropout the ensemble predicts
+  without it, and the branches agree where each of them says with it what the ensemble says.
 
   Args:
-    choose: (part, logits [E, B, H, W, C], agreement bool [B, H, W], state) -> labels [B, H, W], and those that are kept.
+    choose: (part, the ensemble's prediction [B, H, W], agreement bool [B, H, W], state) -> labels [B, H, W], and of them
+      those that are kept.
     domain: what the metrics are called after.
     weights: by class.
     mean_over: kept, the mean is over the pixels that mining keeps; labelled, over all, those left out counting as 0.
@@ -259,11 +261,13 @@ def branches_loss(
   """
   (part,) = parts
   variables = {"params": params["segmenter"], "batch_stats": state.networks["segmenter"].batch_stats}
-  (low, _), changed = model.apply(variables, part["image"], train=True, keys=part["keys"], mutable=["batch_stats"])
-  size = part["label"].shape[1:]
-  logits = jax.vmap(jax.vmap(lambda x: inference.upsample(x, size)))(low)
-  agree = agreement.agreement(logits)
-  labels, mined = choose(part, logits, agree, state)
+  mutable = ["batch_stats", "whole"]
+  (low, _), changed = model.apply(variables, part["image"], train=True, keys=part["keys"], mutable=mutable)
+  upsample = jax.vmap(functools.partial(inference.upsample, size=part["label"].shape[1:]))
+  logits = jax.vmap(upsample)(low)
+  predicted = agreement.proxy_labels(upsample(whole(low, changed).mean(0))[None])
+  agree = agreement.agreement(logits, predicted)
+  labels, mined = choose(part, predicted, agree, state)
 
   weights = None if weights is None else jnp.array(weights)
   sums, (kept, *_) = zip(*(losses.cross_entropy(branch, mined, weights=weights) for branch in logits), strict=True)
@@ -288,28 +292,28 @@ def branches_loss(
 
 
 def true_labels(
-  part: Mapping[str, jax.Array], logits: jax.Array, agree: jax.Array, state: State
+  part: Mapping[str, jax.Array], predicted: jax.Array, agree: jax.Array, state: State
 ) -> tuple[jax.Array, jax.Array]:
   """The labels, all of which are kept."""
-  del logits, agree, state
+  del predicted, agree, state
   return part["label"], part["label"]
 
 
 def thinned_labels(
-  part: Mapping[str, jax.Array], logits: jax.Array, agree: jax.Array, state: State, *, epochs: float
+  part: Mapping[str, jax.Array], predicted: jax.Array, agree: jax.Array, state: State, *, epochs: float
 ) -> tuple[jax.Array, jax.Array]:
   """The labels; and after source hard mining: where the branches agree, a share is left out that grows to 1."""
-  del logits
+  del predicted
   ratio = ramp(optimizers.epoch(state.hyper, state.step), 0.0, 1.0, epochs)
   return part["label"], agreement.thin_easy(part["label"], agree, ratio, part["keys"])
 
 
 def proxy_labels(
-  part: Mapping[str, jax.Array], logits: jax.Array, agree: jax.Array, state: State, *, easy: bool
+  part: Mapping[str, jax.Array], predicted: jax.Array, agree: jax.Array, state: State, *, easy: bool
 ) -> tuple[jax.Array, jax.Array]:
   """The ensemble's own labels, inside the image; and with `easy`, target easy mining, those where the branches agree."""
   del state
-  labels = jnp.where(part["valid"], agreement.proxy_labels(logits), IGNORE)
+  labels = jnp.where(part["valid"], predicted, IGNORE)
   return labels, agreement.keep_easy(labels, agree) if easy else labels
 
 

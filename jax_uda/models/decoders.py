@@ -96,7 +96,8 @@ class PyramidPooling(nn.Module):
     bins: rows and columns that the map is pooled to.
     batch_norm: per_device, synced or frozen (see `layers.batch_norm`).
     norm: whether there is BatchNorm; without, the convolutions have biases.
-    dropout: share of the channels that the last convolution misses in training.
+    dropout: share of the channels that the last convolution misses in training; what it returns with all of them goes to
+      the collection `whole`, where that is mutable.
     dtype: of what is upsampled. The cells are so few that they are float32, and their statistics exact; so is the last
       convolution, as labels are ranked by what it returns.
   """
@@ -136,6 +137,7 @@ class PyramidPooling(nn.Module):
     logits = layers.conv(self.num_classes, 1, bias=True, kernel_init=layers.small_normal, name="logits")
     x = jnp.concatenate(maps, axis=-1)
     if train and self.dropout:
+      self.sow("whole", "output", logits(x))
       x = layers.dropout(x, self.dropout, keys, FIRST_BRANCH + branch, channels=True)
     return logits(x)
 

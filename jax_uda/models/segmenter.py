@@ -1,5 +1,8 @@
 """The segmentation networks: a backbone, and a head or several decoders that give logits at stride 8."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -85,7 +88,8 @@ class BranchedSegmenter(nn.Module):
     dtype: float32 or bfloat16, what the layers compute in; parameters and logits are float32.
     dropout: whether training uses the dropout that resnet38 and the decoders have.
     decoder_norm: whether there is BatchNorm in the decoders.
-    decoder_dropout: share of the channels that a decoder's last convolution misses; each decoder misses others.
+    decoder_dropout: share of the channels that a decoder's last convolution misses; each decoder misses others. `whole` of
+      what `apply` gives for that mutable collection has the logits with all channels.
   """
 
   num_classes: int
@@ -125,6 +129,17 @@ class BranchedSegmenter(nn.Module):
     pooling = (self.num_classes, self.bins, self.batch_norm, self.decoder_norm, rate, layers.compute_dtype(self.dtype))
     decoders = [PyramidPooling(*pooling, name=f"decoder_{branch}") for branch in range(self.branches)]
     return jnp.stack([decoder(latent, train, keys, branch) for branch, decoder in enumerate(decoders)]), latent
+
+
+def whole(logits: jax.Array, changed: Mapping[str, Any]) -> jax.Array:
+  """The logits [E, B, h, w, C] of a `BranchedSegmenter` as they are without decoder dropout.
+
+  Args:
+    logits: what it returned.
+    changed: the collections that its `apply` gave beside, `whole` among the mutable ones.
+  """
+  kept = changed.get("whole")
+  return jnp.stack([kept[f"decoder_{e}"]["output"][0] for e in range(len(logits))]) if kept else logits
 
 
 def _maps(
