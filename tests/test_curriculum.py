@@ -278,7 +278,8 @@ def test_decoders_learn_faster_than_the_encoder(config):
 def test_what_is_thinned_hangs_on_the_example_alone(plan):
   state = curriculum.State(jnp.int32(0), {}, optimizers.schedule(0.1, 20, 0.9, start=5))
   part = {"label": jnp.ones((4, 8, 8), jnp.uint8), "keys": jax.random.split(jax.random.key(0), 4)}
-  thin = functools.partial(curriculum.thinned_labels, predicted=None, agree=jnp.ones((4, 8, 8), bool), state=state, epochs=10)
+  given = {"predicted": None, "agree": jnp.ones((4, 8, 8), bool), "state": state}
+  thin = functools.partial(curriculum.thinned_labels, **given, epochs=10)
   whole = np.asarray(thin(part)[1])
   assert 0.3 < (whole == IGNORE).mean() < 0.7  # epoch 5 of 10
   turned = {name: value[::-1] for name, value in part.items()}
