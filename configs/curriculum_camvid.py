@@ -18,7 +18,7 @@ def get_config():
   config.network.decoder_norm = False  # 62 frames of one street: statistics of what they pool to say little
   config.augmentation.update({"crop": (144, 192), "scale": (0.7, 1.3)})
   config.source_training.update({"steps": 600, "batch": 6, "rate": 0.01})
-  config.curriculum.decoder_dropout = 0.5  # as in curriculum_demo
+  config.curriculum.vote_dropout = 0.5  # as in curriculum_demo
   config.curriculum.update({"epoch_steps": 20, "batch": 6, "rate": 0.002})
   config.log_every = 5
   config.curriculum.statistics_steps = 11  # each image once

@@ -16,7 +16,7 @@ def get_config():
   other = demo.get_config()
   config.update({name: other[name] for name in ("source", "target", "test", "canvas", "eval_batch")})
   config.network.update({"width": 0.5, "num_stages": 3})
-  config.curriculum.decoder_dropout = 0.5  # else the decoders agree on 95 % of the pixels and soon on 99
+  config.curriculum.vote_dropout = 0.5  # else the decoders agree on 95 % of the pixels and soon on 99
   config.augmentation.update({"crop": (80, 160), "scale": (0.8, 1.4)})
   config.optimizer.decoder_multiplier = 1.0  # nothing is pre-trained
   config.source_training.update({"steps": 700, "batch": 8, "rate": 0.06})

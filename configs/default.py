@@ -235,9 +235,10 @@ def curriculum() -> ConfigDict:
     # kept: the loss is the mean over the pixels that mining keeps; labelled: over all of the batch, as where (section 3.3)
     # the gradients of those left out are masked, so that few pixels have little weight
     "mean_over": "kept",
-    # Share of the channels that each decoder's last convolution misses in a step, each decoder others; so they differ more
-    # (our choice).
-    "decoder_dropout": 0.0,
+    "jitter": 0.0,  # of colours, beyond `augmentation`, as in the rounds of self-training (our choice)
+    # Share of the channels that each decoder misses, each others, where it is asked whether it agrees: what it says without
+    # them too it is sure of (our choice).
+    "vote_dropout": 0.0,
     # Epochs, counted from 1, after which the network is scored and drawn; and after the last. With other ones the images
     # come in another order, too.
     "score_after": "1,2,4,10",

@@ -12,7 +12,7 @@ from jax_uda.errors import UserError
 from jax_uda.models import layers
 from jax_uda.models.decoders import FCN8s, Head, ImageClassifier, PyramidPooling, adaptive_average_pool, doubled
 from jax_uda.models.resnet import ResNet18
-from jax_uda.models.segmenter import BACKBONES, RESNETS, STRIDE, BranchedSegmenter, Segmenter, whole
+from jax_uda.models.segmenter import BACKBONES, RESNETS, STRIDE, BranchedSegmenter, Segmenter, votes
 from jax_uda.models.vgg import VGG16
 from jax_uda.models.weights import load_torchvision
 from jax_uda.state import DEVICE_AXIS
@@ -293,20 +293,20 @@ def test_branches_share_the_latent_map_and_nothing_else():
     np.testing.assert_allclose(decode(own, latent), logits[branch], rtol=1e-4, atol=1e-6)
 
 
-def test_logits_of_the_branches_without_dropout():
+def test_branches_vote_with_dropout_and_return_logits_without():
   x, keys = images(2, 33, 41), jax.random.split(jax.random.key(0), 2)
   model = small_branched(branches=2)
   variables = random_variables(model, x)
 
   def trained(rate):
-    of_rate = model.clone(decoder_dropout=rate)
-    (logits, _), changed = of_rate.apply(variables, x, train=True, keys=keys, mutable=["batch_stats", "whole"])
-    return logits, whole(logits, changed)
+    of_rate = model.clone(vote_dropout=rate)
+    (logits, _), changed = of_rate.apply(variables, x, train=True, keys=keys, mutable=["batch_stats", "votes"])
+    return logits, votes(logits, changed)
 
-  (plain, same), (dropped, without) = jax.jit(lambda: (trained(0.0), trained(0.5)))()
+  (plain, same), (without, cast) = jax.jit(lambda: (trained(0.0), trained(0.5)))()
   np.testing.assert_array_equal(plain, same)
   np.testing.assert_allclose(without, plain, rtol=1e-5, atol=1e-6)
-  assert not np.allclose(dropped, plain, rtol=1e-2)
+  assert cast.shape == plain.shape and not any(np.allclose(a, b, rtol=1e-2) for a, b in zip(cast, plain, strict=True))
 
 
 def test_branches_share_one_forward_of_the_backbone():
@@ -618,20 +618,22 @@ def test_unknown_output_stride_and_activation():
     shapes(ImageClassifier(5, "gelu"), 1, 4, 4, 8)
 
 
-def test_decoders_miss_channels_of_their_own_in_training_alone():
+def test_decoders_miss_channels_of_their_own_in_their_votes_alone():
   latent, keys = images(3)[..., :1] * jnp.ones(8), jax.random.split(jax.random.key(0), 3)
   decoder = PyramidPooling(3, bins=(2, 1), dropout=0.5)
   variables = decoder.init(jax.random.key(1), latent)
-  plain = decoder.apply(variables, latent)  # wants no keys
-  np.testing.assert_array_equal(plain, decoder.apply(variables, latent, keys=keys, branch=1))
+  plain, none = decoder.apply(variables, latent, mutable=["votes"])  # wants no keys
+  assert not none
 
-  def trained(branch, rows):
-    return decoder.apply(variables, latent[rows], True, keys[rows], branch, mutable=["batch_stats"])[0]
+  def cast(branch, rows, norm=True):
+    model = decoder if norm else decoder.clone(batch_norm="frozen")
+    logits, changed = model.apply(variables, latent[rows], True, keys[rows], branch, mutable=["batch_stats", "votes"])
+    return logits, changed["votes"]["cast"][0]
 
   every = slice(None)
-  first, second = trained(0, every), trained(1, every)
-  np.testing.assert_array_equal(first, trained(0, every))
+  (_, first), (_, second) = cast(0, every), cast(1, every)
+  np.testing.assert_array_equal(first, cast(0, every)[1])
   assert not np.allclose(first, second)
-  frozen = PyramidPooling(3, bins=(2, 1), dropout=0.5, batch_norm="frozen")
-  whole, alone = (frozen.apply(variables, latent[rows], True, keys[rows]) for rows in (every, slice(1, 2)))
+  (logits, whole), (_, alone) = cast(0, every, False), cast(0, slice(1, 2), False)
+  np.testing.assert_array_equal(logits, plain)
   np.testing.assert_allclose(whole[1:2], alone, rtol=1e-5, atol=1e-6)  # an example's key alone decides

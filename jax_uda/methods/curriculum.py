@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from jax_uda import agreement, inference, losses, optimizers, steps
 from jax_uda.data.label_spaces import IGNORE
 from jax_uda.errors import UserError
-from jax_uda.models.segmenter import BranchedSegmenter, whole
+from jax_uda.models.segmenter import BranchedSegmenter, votes
 from jax_uda.state import DEVICE_AXIS, Fold, Stage, State, Stream, TrainStep
 
 SIMILARITIES = {"decoder": agreement.similarity, "classifier": agreement.last_layer_similarity}
@@ -82,19 +82,19 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   """
   steps.check_mode(config)
   players, settings = {"segmenter": optimizer(config)}, config.source_training
-  plain = _train_step(config, players, "source", plain_loss(config))
   result = []
   if settings.steps or settings.epochs:
+    plain = _train_step(config, players, "source", plain_loss(config))
     source = steps.source_stage(config, sizes, players, plain)
     result.append(dataclasses.replace(source, maps=functools.partial(agreement_map, model=segmenter(config))))
+  train_step = functools.partial(_train_step, config, players, jitter=config.curriculum.jitter)
   kinds = {}
   if config.mode == "adapt":
-    kinds["source"] = _train_step(config, players, "source", source_loss(config))
-    kinds["target"] = _train_step(config, players, "target", target_loss(config))
-  elif config.mode == "source_only":
-    kinds["source"] = plain
+    kinds["source"] = train_step("source", source_loss(config))
+    kinds["target"] = train_step("target", target_loss(config))
   else:
-    kinds["target"] = _train_step(config, players, "target", plain_loss(config))
+    domain = "source" if config.mode == "source_only" else "target"
+    kinds[domain] = train_step(domain, plain_loss(config))
   result += _parts(config, sizes, players, kinds)
   if not result:
     raise UserError("config.curriculum.epochs is 0 and there is no source_training; set one of them")
@@ -176,10 +176,14 @@ def scored_epochs(text: str, epochs: int) -> list[int]:
 
 
 def _train_step(
-  config: ConfigDict, players: Mapping[str, optax.GradientTransformation], stream: str, loss: Callable
+  config: ConfigDict,
+  players: Mapping[str, optax.GradientTransformation],
+  stream: str,
+  loss: Callable,
+  jitter: float = 0.0,
 ) -> TrainStep:
   loss = functools.partial(loss, domain=stream)
-  how = {"streams": (stream,), "players": players, "loss": loss, "augment": steps.augmentation(config)}
+  how = {"streams": (stream,), "players": players, "loss": loss, "augment": steps.augmentation(config, jitter)}
   return TrainStep((stream,), functools.partial(steps.train_step, **how))
 
 
@@ -213,7 +217,7 @@ def _weighted_loss(config: ConfigDict) -> Callable:
   settings = config.curriculum
   if settings.mean_over not in ("kept", "labelled"):
     raise UserError(f"config.curriculum.mean_over is {settings.mean_over!r}; choose kept or labelled")
-  model = segmenter(config).clone(decoder_dropout=settings.decoder_dropout)
+  model = segmenter(config).clone(vote_dropout=settings.vote_dropout)
   return functools.partial(plain_loss(config), model=model, weights=class_weights(config), mean_over=settings.mean_over)
 
 
@@ -248,8 +252,8 @@ def branches_loss(
 ) -> tuple[jax.Array, tuple[dict, dict]]:
   """Eq. 4: the branches' cross-entropies on the chosen pixels, each a mean, added up; plus beta · similarity.
 
-  Predictions are the argmax of upsampled logits, which is what the loss sees. With decoder dropout the ensemble predicts
-  without it, and the branches agree where each of them says with it what the ensemble says.
+  Predictions are the argmax of upsampled logits, which is what the loss sees. With `vote_dropout` the branches agree where
+  each of them says with it what the ensemble says without.
 
   Args:
     choose: (part, the ensemble's prediction [B, H, W], agreement bool [B, H, W], state) -> labels [B, H, W], and of them
@@ -261,12 +265,12 @@ def branches_loss(
   """
   (part,) = parts
   variables = {"params": params["segmenter"], "batch_stats": state.networks["segmenter"].batch_stats}
-  mutable = ["batch_stats", "whole"]
+  mutable = ["batch_stats", "votes"]
   (low, _), changed = model.apply(variables, part["image"], train=True, keys=part["keys"], mutable=mutable)
   upsample = jax.vmap(functools.partial(inference.upsample, size=part["label"].shape[1:]))
-  logits = jax.vmap(upsample)(low)
-  predicted = agreement.proxy_labels(upsample(whole(low, changed).mean(0))[None])
-  agree = agreement.agreement(logits, predicted)
+  logits, cast = jax.vmap(upsample)(low), jax.vmap(upsample)(jax.lax.stop_gradient(votes(low, changed)))
+  predicted = agreement.proxy_labels(logits)
+  agree = agreement.agreement(cast, predicted)
   labels, mined = choose(part, predicted, agree, state)
 
   weights = None if weights is None else jnp.array(weights)

@@ -96,8 +96,8 @@ class PyramidPooling(nn.Module):
     bins: rows and columns that the map is pooled to.
     batch_norm: per_device, synced or frozen (see `layers.batch_norm`).
     norm: whether there is BatchNorm; without, the convolutions have biases.
-    dropout: share of the channels that the last convolution misses in training; what it returns with all of them goes to
-      the collection `whole`, where that is mutable.
+    dropout: in training, the last convolution is also run without this share of its channels, and what it returns then goes
+      to the collection `votes`, where that is mutable.
     dtype: of what is upsampled. The cells are so few that they are float32, and their statistics exact; so is the last
       convolution, as labels are ranked by what it returns.
   """
@@ -117,7 +117,7 @@ class PyramidPooling(nn.Module):
 
     Args:
       latent: what the backbone gives.
-      train: whether batch statistics are used and updated, and dropout is on.
+      train: whether batch statistics are used and updated, and `votes` are cast.
       keys: [B] PRNG keys for dropout, which all branches share.
       branch: tells them apart.
 
@@ -137,8 +137,8 @@ class PyramidPooling(nn.Module):
     logits = layers.conv(self.num_classes, 1, bias=True, kernel_init=layers.small_normal, name="logits")
     x = jnp.concatenate(maps, axis=-1)
     if train and self.dropout:
-      self.sow("whole", "output", logits(x))
-      x = layers.dropout(x, self.dropout, keys, FIRST_BRANCH + branch, channels=True)
+      some = layers.dropout(x, self.dropout, keys, FIRST_BRANCH + branch, channels=True)
+      self.sow("votes", "cast", logits(some))
     return logits(x)
 
 

@@ -88,8 +88,7 @@ class BranchedSegmenter(nn.Module):
     dtype: float32 or bfloat16, what the layers compute in; parameters and logits are float32.
     dropout: whether training uses the dropout that resnet38 and the decoders have.
     decoder_norm: whether there is BatchNorm in the decoders.
-    decoder_dropout: share of the channels that a decoder's last convolution misses; each decoder misses others. `whole` of
-      what `apply` gives for that mutable collection has the logits with all channels.
+    vote_dropout: share of the channels that a decoder misses in its vote, each decoder others; see `votes`.
   """
 
   num_classes: int
@@ -102,7 +101,7 @@ class BranchedSegmenter(nn.Module):
   dtype: str = "float32"
   dropout: bool = True
   decoder_norm: bool = True
-  decoder_dropout: float = 0.0
+  vote_dropout: float = 0.0
 
   @nn.compact
   def __call__(
@@ -125,21 +124,21 @@ class BranchedSegmenter(nn.Module):
     if self.branches < 1:
       raise UserError(f"config.network.branches is {self.branches}; give the number of decoders, 1 or more")
     (latent,) = _maps(self, RESNETS, images, train, keys)
-    rate = self.decoder_dropout if self.dropout else 0.0
+    rate = self.vote_dropout if self.dropout else 0.0
     pooling = (self.num_classes, self.bins, self.batch_norm, self.decoder_norm, rate, layers.compute_dtype(self.dtype))
     decoders = [PyramidPooling(*pooling, name=f"decoder_{branch}") for branch in range(self.branches)]
     return jnp.stack([decoder(latent, train, keys, branch) for branch, decoder in enumerate(decoders)]), latent
 
 
-def whole(logits: jax.Array, changed: Mapping[str, Any]) -> jax.Array:
-  """The logits [E, B, h, w, C] of a `BranchedSegmenter` as they are without decoder dropout.
+def votes(logits: jax.Array, changed: Mapping[str, Any]) -> jax.Array:
+  """The logits [E, B, h, w, C] by which the branches of a `BranchedSegmenter` vote in training: with `vote_dropout`.
 
   Args:
-    logits: what it returned.
-    changed: the collections that its `apply` gave beside, `whole` among the mutable ones.
+    logits: what it returned, which are without; they are the votes where there is no `vote_dropout`.
+    changed: the collections that its `apply` gave beside, `votes` among the mutable ones.
   """
-  kept = changed.get("whole")
-  return jnp.stack([kept[f"decoder_{e}"]["output"][0] for e in range(len(logits))]) if kept else logits
+  cast = changed.get("votes")
+  return jnp.stack([cast[f"decoder_{e}"]["cast"][0] for e in range(len(logits))]) if cast else logits
 
 
 def _maps(
