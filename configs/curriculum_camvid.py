@@ -15,12 +15,13 @@ def get_config():
   other = mlsl_camvid.get_config()
   config.update({name: other[name] for name in ("source", "target", "test", "canvas", "eval_batch")})
   config.network.num_stages = 3
-  config.network.decoder_norm = False  # 62 frames of one street: statistics of what they pool to say little
+  config.network.decoder_norm = False  # of one street: statistics of what is pooled from 62 of its frames say little
   config.augmentation.update({"crop": (144, 192), "scale": (0.7, 1.3)})
   config.source_training.update({"steps": 600, "batch": 6, "rate": 0.01})
-  config.curriculum.vote_dropout = 0.5  # as in curriculum_demo
-  config.curriculum.update({"epoch_steps": 20, "batch": 6, "rate": 0.002})
-  config.log_every = 5
+  config.curriculum.update({"epoch_steps": 15, "score_after": "4,10", "batch": 6, "rate": 0.005, "gamma_end": 0.5})
+  config.curriculum.vote_dropout = 0.8  # else the decoders agree on 98 % of the pixels, wrong ones among them
+  config.curriculum.jitter = 0.4  # as in mlsl_camvid
   config.curriculum.statistics_steps = 11  # each image once
   config.curriculum.weighted = "pole,sign,fence,pedestrian,bicyclist"
+  config.log_every = 5
   return config

@@ -37,9 +37,10 @@ COLLAPSED = 0.99  # agreement beyond which there is nothing left to filter
 RECENT = 5  # log lines, for which that has to hold before it is worth a warning
 
 
-def segmenter(config: ConfigDict) -> BranchedSegmenter:
-  """The network that the config describes."""
-  return BranchedSegmenter(num_classes=config.num_classes, **config.network)
+def segmenter(config: ConfigDict, voting: bool = False) -> BranchedSegmenter:
+  """The network that the config describes; `voting`, with what `curriculum.vote_dropout` says."""
+  vote_dropout = config.curriculum.vote_dropout if voting else 0.0
+  return BranchedSegmenter(num_classes=config.num_classes, vote_dropout=vote_dropout, **config.network)
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -58,14 +59,13 @@ def init(config: ConfigDict, key: jax.Array) -> State:
 
 def predict(config: ConfigDict) -> Callable:
   """(state, images float32 [B, H, W, 3]) -> logits [B, h, w, C], the mean of the decoders'."""
-  logits = functools.partial(branch_logits, model=segmenter(config))
-  return lambda state, images: logits(state, images).mean(0)
+  model = segmenter(config)
+  return lambda state, images: model.apply(_variables(state), images)[0].mean(0)
 
 
-def branch_logits(state: State, images: jax.Array, *, model: BranchedSegmenter) -> jax.Array:
-  """Logits of each decoder, [E, B, h, w, C]."""
+def _variables(state: State) -> dict[str, Any]:
   network = state.networks["segmenter"]
-  return model.apply({"params": network.params, "batch_stats": network.batch_stats}, images)[0]
+  return {"params": network.params, "batch_stats": network.batch_stats}
 
 
 def label_statistics(config: ConfigDict) -> dict[str, Fold]:
@@ -86,7 +86,7 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   if settings.steps or settings.epochs:
     plain = _train_step(config, players, "source", plain_loss(config))
     source = steps.source_stage(config, sizes, players, plain)
-    result.append(dataclasses.replace(source, maps=functools.partial(agreement_map, model=segmenter(config))))
+    result.append(dataclasses.replace(source, maps=functools.partial(agreement_map, model=segmenter(config, voting=True))))
   train_step = functools.partial(_train_step, config, players, jitter=config.curriculum.jitter)
   kinds = {}
   if config.mode == "adapt":
@@ -125,7 +125,7 @@ def _parts(
       # The optimizer starts with the curriculum, and goes on with its parts.
       begin=functools.partial(steps.begin, players={} if first else players, hyper=hyper, num_steps=num_steps),
       pick=functools.partial(domain_of_step, config=config, epoch_steps=epoch_steps, start=start),
-      maps=functools.partial(agreement_map, model=segmenter(config)),
+      maps=functools.partial(agreement_map, model=segmenter(config, voting=True)),
       warnings=functools.partial(warnings, classes=config.classes),
     )
     result.append(steps.followed_by(stage, statistics) if statistics else stage)
@@ -217,7 +217,7 @@ def _weighted_loss(config: ConfigDict) -> Callable:
   settings = config.curriculum
   if settings.mean_over not in ("kept", "labelled"):
     raise UserError(f"config.curriculum.mean_over is {settings.mean_over!r}; choose kept or labelled")
-  model = segmenter(config).clone(vote_dropout=settings.vote_dropout)
+  model = segmenter(config, voting=True)
   return functools.partial(plain_loss(config), model=model, weights=class_weights(config), mean_over=settings.mean_over)
 
 
@@ -267,8 +267,8 @@ def branches_loss(
   variables = {"params": params["segmenter"], "batch_stats": state.networks["segmenter"].batch_stats}
   mutable = ["batch_stats", "votes"]
   (low, _), changed = model.apply(variables, part["image"], train=True, keys=part["keys"], mutable=mutable)
-  upsample = jax.vmap(functools.partial(inference.upsample, size=part["label"].shape[1:]))
-  logits, cast = jax.vmap(upsample)(low), jax.vmap(upsample)(jax.lax.stop_gradient(votes(low, changed)))
+  size = part["label"].shape[1:]
+  logits, cast = _upsampled(low, size), _upsampled(jax.lax.stop_gradient(votes(low, changed)), size)
   predicted = agreement.proxy_labels(logits)
   agree = agreement.agreement(cast, predicted)
   labels, mined = choose(part, predicted, agree, state)
@@ -325,10 +325,16 @@ def proxy_labels(
 
 
 def agreement_map(state: State, images: jax.Array, *, model: BranchedSegmenter) -> dict[str, jax.Array]:
-  """Where the branches agree, 1, and where not, 0, float [B, H, W] (figure 4)."""
-  size = images.shape[1:3]
-  logits = jax.vmap(jax.vmap(lambda x: inference.upsample(x, size)))(branch_logits(state, images, model=model))
-  return {"agreement": agreement.agreement(logits).astype(jnp.float32)}
+  """Where the branches agree, 1, and where not, 0, float [B, H, W] (figure 4); always by the same draw of their votes."""
+  keys = jax.random.split(jax.random.key(0), len(images))
+  (low, _), changed = model.apply(_variables(state), images, keys=keys, mutable=["votes"])
+  logits, cast = _upsampled(low, images.shape[1:3]), _upsampled(votes(low, changed), images.shape[1:3])
+  return {"agreement": agreement.agreement(cast, agreement.proxy_labels(logits)).astype(jnp.float32)}
+
+
+def _upsampled(low: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Of [E, B, h, w, C], [E, B, H, W, C]."""
+  return jax.vmap(jax.vmap(functools.partial(inference.upsample, size=size)))(low)
 
 
 def warnings(records: Sequence[Mapping[str, Any]], *, classes: Sequence[str]) -> list[str]:

@@ -96,7 +96,7 @@ class PyramidPooling(nn.Module):
     bins: rows and columns that the map is pooled to.
     batch_norm: per_device, synced or frozen (see `layers.batch_norm`).
     norm: whether there is BatchNorm; without, the convolutions have biases.
-    dropout: in training, the last convolution is also run without this share of its channels, and what it returns then goes
+    dropout: with keys, the last convolution is also run without this share of its channels, and what it then returns goes
       to the collection `votes`, where that is mutable.
     dtype: of what is upsampled. The cells are so few that they are float32, and their statistics exact; so is the last
       convolution, as labels are ranked by what it returns.
@@ -117,7 +117,7 @@ class PyramidPooling(nn.Module):
 
     Args:
       latent: what the backbone gives.
-      train: whether batch statistics are used and updated, and `votes` are cast.
+      train: whether batch statistics are used and updated.
       keys: [B] PRNG keys for dropout, which all branches share.
       branch: tells them apart.
 
@@ -136,7 +136,7 @@ class PyramidPooling(nn.Module):
       maps.append(jax.image.resize(x, (*latent.shape[:3], channels), "linear", antialias=False))
     logits = layers.conv(self.num_classes, 1, bias=True, kernel_init=layers.small_normal, name="logits")
     x = jnp.concatenate(maps, axis=-1)
-    if train and self.dropout:
+    if self.dropout and keys is not None:
       some = layers.dropout(x, self.dropout, keys, FIRST_BRANCH + branch, channels=True)
       self.sow("votes", "cast", logits(some))
     return logits(x)
