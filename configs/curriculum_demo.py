@@ -15,12 +15,11 @@ def get_config():
   config = default.curriculum()
   other = demo.get_config()
   config.update({name: other[name] for name in ("source", "target", "test", "canvas", "eval_batch")})
-  config.network.update({"width": 0.5, "num_stages": 3})
-  config.curriculum.vote_dropout = 0.5  # else the decoders agree on 95 % of the pixels and soon on 99
+  config.network.update({"width": 0.5, "num_stages": 3, "decoder_norm": False})
   config.augmentation.update({"crop": (80, 160), "scale": (0.8, 1.4)})
   config.optimizer.decoder_multiplier = 1.0  # nothing is pre-trained
   config.source_training.update({"steps": 700, "batch": 8, "rate": 0.06})
-  config.curriculum.update({"epoch_steps": 20, "batch": 8, "rate": 0.001})
+  config.curriculum.update({"epoch_steps": 20, "score_after": "4,10", "batch": 8, "rate": 0.02, "gamma_end": 0.5})
+  config.curriculum.update({"vote_dropout": 0.8, "jitter": 0.4, "statistics_steps": 13})  # as in curriculum_camvid
   config.log_every = 5
-  config.curriculum.statistics_steps = 13  # each image once
   return config
