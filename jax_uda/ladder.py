@@ -313,10 +313,13 @@ def write(workdir: epath.Path, summary: dict[str, Any]) -> dict[str, Any]:
 def table(summary: Mapping[str, Any]) -> str:
   """mIoU in % as a Markdown table, a row a variant, which a terminal shows in columns too."""
   seeds, between = list(map(str, summary["seeds"])), bool(summary["baseline"] and summary["ceiling"])
-  rows = [["variant", *(f"seed {seed}" for seed in seeds), "mean", "deviation", *["gap closed in %"] * between]]
+  figures = ["mean", "deviation", "pixel accuracy", *["gap closed in %"] * between]
+  rows = [["variant", *(f"seed {seed}" for seed in seeds), *figures]]
   for name, variant in summary["variants"].items():
     finals = [variant["seeds"].get(seed, {}).get("final") for seed in seeds]
-    row = [name.replace("|", "\\|"), *map(_percent, (*finals, variant["mean"], variant["deviation"]))]
+    pixels = [accuracy for entry in variant["seeds"].values() if (accuracy := entry["pixel_accuracy"]) is not None]
+    accuracy = statistics.fmean(pixels) if pixels else None
+    row = [name.replace("|", "\\|"), *map(_percent, (*finals, variant["mean"], variant["deviation"], accuracy))]
     if between:
       each = ", ".join(_percent(variant["gap_closed_by_seed"].get(seed)) for seed in seeds)
       known = len(seeds) > 1 and variant["gap_closed"] is not None
@@ -325,7 +328,7 @@ def table(summary: Mapping[str, Any]) -> str:
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
   lines = [" | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-  words = f"mIoU in %, {summary['protocol']}, after the last stage; the deviation is the sample's."
+  words = f"mIoU in %, {summary['protocol']}, after the last stage; the deviation is the sample's, the accuracy the mean."
   if between:
     words += f" The gap is that from {summary['baseline']} to {summary['ceiling']}: by the means, and by seed."
   return "\n".join([words, "", *(f"| {line} |" for line in lines), ""])

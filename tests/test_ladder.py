@@ -222,8 +222,8 @@ def test_what_is_done_is_in_the_table_when_a_run_ends_early(runs, flags, tmp_pat
   table = (tmp_path / "ladder/ladder.md").read_text().splitlines()[2:]
   cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
   assert cells[2:] == [
-    ["source only", "30.0", "–", "30.0", "–", "–"], ["CBST", "38.0", "–", "38.0", "–", "–"],
-    ["MLSL", "–", "–", "–", "–", "–"], ["oracle", "–", "–", "–", "–", "–"],
+    ["source only", "30.0", "–", "30.0", "–", "90.0", "–"], ["CBST", "38.0", "–", "38.0", "–", "90.0", "–"],
+    ["MLSL", *"––––––"], ["oracle", *"––––––"],
   ]  # fmt: skip
   monkeypatch.setattr(run, "run", whole)
   assert ladder.main([*flags, "--seeds=0,1"]) == 0
@@ -275,8 +275,8 @@ def test_the_files(runs, flags, tmp_path, capsys):
   assert "tiny2" in words and "from source only to oracle" in words
   assert len({len(line) for line in lines}) == 1 and text in capsys.readouterr().out
   assert [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], lines[4])] == [
-    ["variant", "seed 0", "seed 1", "mean", "deviation", "gap closed in %"],
-    ["MLSL", "42.0", "44.0", "43.0", "1.4", "60.0 (60.0, 60.0)"],
+    ["variant", "seed 0", "seed 1", "mean", "deviation", "pixel accuracy", "gap closed in %"],
+    ["MLSL", "42.0", "44.0", "43.0", "1.4", "90.0", "60.0 (60.0, 60.0)"],
   ]
 
   with open(tmp_path / "ladder/ladder.csv") as file:
@@ -289,8 +289,11 @@ def test_without_baseline_and_with_one_seed_the_table_is_short(runs, flags, tmp_
   write_file(tmp_path, 'def get_variants():\n  return {"a | b": {}}\nBASELINE = "a | b"\n')
   assert ladder.main(flags) == 0
   words, _, *lines = (tmp_path / "ladder/ladder.md").read_text().splitlines()
-  assert "gap" not in words and lines[0] == "| variant | seed 0 | mean | deviation |"
-  assert lines[1:] == ["| ------- | -----: | ---: | --------: |", "| a \\| b  |   40.0 | 40.0 |         – |"]
+  assert "gap" not in words and lines[0] == "| variant | seed 0 | mean | deviation | pixel accuracy |"
+  assert lines[1:] == [
+    "| ------- | -----: | ---: | --------: | -------------: |",
+    "| a \\| b  |   40.0 | 40.0 |         – |           90.0 |",
+  ]
 
 
 def test_the_figure_says_what_the_table_does(runs, flags, tmp_path):
