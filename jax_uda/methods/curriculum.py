@@ -11,6 +11,10 @@ optimizer that goes on from part to part; `config.curriculum.score_after` says w
 `config.curriculum.statistics_steps` BatchNorm's running statistics are made those of whole target images (AdaBN; see
 `steps.statistics_stage`) before the first of them and at the end of each.
 
+Decoders on one encoder soon say the same of nearly all pixels, wrong ones among them. With `config.curriculum.vote_dropout`
+each is asked without a share of its channels, others than the next one's, and easy is what both are sure of even so (our
+choice). What they learn from, and the labels, are without.
+
 The rungs of the paper's ladder are fields of `config.curriculum`: `class_weight` (1: self-training), `easy_mining`,
 `hard_mining`; `config.mode` is adapt, source_only (gamma is 1) or oracle (gamma is 0, with true labels).
 """
@@ -345,8 +349,8 @@ def warnings(records: Sequence[Mapping[str, Any]], *, classes: Sequence[str]) ->
   found = []
   if np.mean([record["target_hard_share"] for record in recent]) < 1 - COLLAPSED:
     found.append(
-      f"the branches agree on more than {COLLAPSED:.0%} of the target's pixels, so easy mining filters nothing; lower "
-      "curriculum.rate, or raise diversity.weight"
+      f"the branches agree on more than {COLLAPSED:.0%} of the target's pixels, so easy mining filters nothing; raise "
+      "curriculum.vote_dropout"
     )
   shares = np.sum([record["proxy_labels"] for record in recent], axis=0)
   return [*found, *(f"no proxy label is {name}" for name, share in zip(classes, shares, strict=True) if not share)]
