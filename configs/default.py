@@ -202,7 +202,7 @@ def curriculum() -> ConfigDict:
     "decoder_norm": True,  # BatchNorm behind what they pool
     "batch_norm": "per_device",  # per_device, synced, frozen
     "dtype": "float32",  # float32, bfloat16
-    "dropout": True,  # of resnet38 and the decoders
+    "dropout": True,  # of resnet38
   })
   config.augmentation.update({"crop": (600, 600), "scale": (0.5, 1.5)})
   config.optimizer = ConfigDict({
@@ -232,7 +232,7 @@ def curriculum() -> ConfigDict:
     "easy_mining": True,  # target pixels where the decoders disagree are left out
     "hard_mining": True,  # source pixels where they agree are left out at random, a share that goes from 0 to 1 …
     "drop_epochs": 10,  # … in so many epochs
-    # kept: the loss is the mean over the pixels that mining keeps; labelled: over all of the batch, as where (section 3.3)
+    # kept: the loss is the mean over the pixels that mining keeps; labelled: over all labelled ones, as where (section 3.3)
     # the gradients of those left out are masked, so that few pixels have little weight
     "mean_over": "kept",
     "jitter": 0.0,  # of colours, beyond `augmentation`, as in the rounds of self-training (our choice)

@@ -140,7 +140,8 @@ BOUNDS = {
     (1e-9, math.inf): "rate_divisor multiplier head_multiplier decoder_multiplier prior_sigma gamma_epochs drop_epochs",
     (1e-3, math.inf): "scale",
     (0, 1): "portion portion_step portion_max source_share source_share_step source_share_max momentum blur jitter "
-    "probability rare relative_size gamma gamma_end vote_dropout",
+    "probability rare relative_size gamma gamma_end",
+    (0, 0.99): "vote_dropout",
     (1e-9, 1): "target_share hard_below",
     (0, 0.5): "hue",
   }.items()

@@ -44,7 +44,7 @@ def by_module(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.G
   """An optimizer for each part of a network: the submodules whose names begin so (`{"backbone": …, "decoder": …}`)."""
 
   def parts(params):
-    return {name: next(part for part in optimizers if name.startswith(part)) for name in params}
+    return {name: max((part for part in optimizers if name.startswith(part)), key=len) for name in params}
 
   return optax.partition(optimizers, parts)
 

@@ -62,6 +62,7 @@ def test_the_learning_rate_over_the_epochs(config):
   for epoch in (0, 5, 10, 19):
     wanted = config.curriculum.rate * (1 - epoch / 20) ** 0.9
     np.testing.assert_allclose([rates[3 * epoch], rates[3 * epoch + 2]], wanted, rtol=1e-5)
+  assert optimizers.learning_rate(hyper, jnp.int32(30)) == 0  # the last stage's 30 steps end epoch 20
 
 
 def test_steps_are_drawn_by_gamma_from_the_step_and_the_seed_alone(config):
@@ -115,11 +116,11 @@ def test_without_source_training_the_curriculum_comes_first(config, tmp_path):
   ("mode", "adopt", "choose adapt"), ("diversity__of", "head", "choose one of decoder, classifier"),
   ("curriculum__weighted", "pole,signs", "no class 'signs'"), ("curriculum__score_after", "1,x", "1,2,4"),
   ("curriculum__score_after", "0,3", "1,2,4"), ("curriculum__mean_over", "all", "kept or labelled"),
-  ("network__branches", 0, "branches is 0"),
+  ("network__branches", 0, "branches is 0"), ("network__branches", 1, "agrees with itself"),
 ])  # fmt: skip
 def test_values_that_are_not_offered(config, field, value, said):
   with pytest.raises(UserError, match=said):
-    found = experiment.plan(changed(config, **{field: value}), CITYSCAPES19, {}, SIZES)
+    found = experiment.plan(changed(config, curriculum__vote_dropout=0.0, **{field: value}), CITYSCAPES19, {}, SIZES)
     jax.eval_shape(functools.partial(curriculum.init, found.config), jax.random.key(0))
 
 
@@ -130,7 +131,6 @@ LOGITS = jnp.array([
   [[[[5.0, 0, 0], [0, 2, 0], [0, 0, 4], [0, 1, 0]]]],
   [[[[1.0, 0, 0], [3, 0, 0], [0, 1, 0], [0, 6, 0]]]],
 ])  # fmt: skip
-AGREE = jnp.array([[[True, False, False, True]]])
 
 
 class Fixed:
@@ -335,7 +335,7 @@ def test_every_stage_has_the_same_numbers_so_that_any_checkpoint_fits(config):
 
 
 def record(hard=0.2, counts=(3.0, 1.0)):
-  return {"target_hard_share": hard, "proxy_labels": list(counts)}
+  return {"target_hard_share": hard, "target_kept_share": 1 - hard, "proxy_labels": list(counts)}
 
 
 def test_warnings():
@@ -346,6 +346,34 @@ def test_warnings():
   (line,) = curriculum.warnings([*quiet, *[record(hard=0.001)] * 5], classes=classes)
   assert "agree on more than 99%" in line
   assert curriculum.warnings([*quiet, *[record(counts=(1, 0))] * 5], classes=classes) == ["no proxy label is pole"]
+  starved = {"target_hard_share": 1.0, "target_kept_share": 0.0}  # no pixel, so no shares by class
+  (line,) = curriculum.warnings([*quiet, *[starved] * 5], classes=classes)
+  assert "no pixel of the target is kept" in line
+  assert curriculum.warnings([*[starved] * 4, record()], classes=classes) == []
+
+
+def test_what_is_not_the_papers_reaches_where_it_belongs(config):
+  config = changed(
+    config, curriculum__vote_dropout=0.3, curriculum__mean_over="labelled", curriculum__jitter=0.25, augmentation__hue=0.0
+  )
+  for stage in planned(config):
+    for kind, step in stage.steps.items():
+      if kind == "statistics":
+        continue
+      loss, colours = step.apply.keywords["loss"].keywords, step.apply.keywords["augment"].keywords["settings"]
+      later = stage.name != "source"
+      assert loss["model"].vote_dropout == 0.3 and loss["by_epoch"] == later
+      assert (loss.get("mean_over"), colours.brightness) == (("labelled", 0.25) if later else (None, 0.0))
+
+
+def test_agreement_maps_go_by_the_votes(monkeypatch):
+  monkeypatch.setattr(curriculum.inference, "upsample", lambda maps, size: maps)
+  network = optimizers.make_network({"params": {"logits": LOGITS}}, optimizers.sgd(0.0, 0.0))
+  state = curriculum.State(jnp.int32(0), {"segmenter": network}, {})
+  votes = LOGITS.at[:, :, :, 3].set(jnp.array([9.0, 0, 0]))
+  for model, wanted in ((Fixed(), [1, 0, 0, 1]), (Fixed(votes), [1, 0, 0, 0])):
+    found = curriculum.agreement_map(state, jnp.zeros((1, 1, 4, 3)), model=model)
+    assert found["agreement"].tolist() == [[wanted]]
 
 
 def test_a_run_draws_agreement_maps_and_keeps_warnings(config, tmp_path, monkeypatch, capsys):

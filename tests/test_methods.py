@@ -103,7 +103,8 @@ def test_four_devices_and_one_give_the_same_step(tiny_config, compared):
   plan = planned(tiny_config)
   for stage, step in all_steps(plan):
     loss = step.apply.keywords.get("loss")
-    this = (step.apply.func, loss and loss.func)
+    choose = loss and loss.keywords.get("choose")
+    this = (step.apply.func, loss and loss.func, getattr(choose, "func", choose))
     if this in compared:
       continue
     compared.add(this)

@@ -28,6 +28,10 @@ TINY = {
   "eval_batch": 1,
   "log_every": 1,
   "checkpoint_every": 2,
+  "score_after": "1,2,4,10",
+  "gamma_end": 0.1,
+  "decoder_norm": True,
+  "vote_dropout": 0.5,
   "probability": 0.0,  # mining: tests of it turn it on
 }
 

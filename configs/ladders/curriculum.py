@@ -2,7 +2,8 @@
 
 Equal steps for all, from one source stage a seed where the config has one; source only and the oracle are plain: no class
 weighs more, nothing is mined. Where the config has `curriculum.statistics_steps`, all rungs but source only have them, and
-one, which is not the paper's, has nothing else: what the others gain is measured from there.
+one, which is not the paper's, has nothing else: compare the others with it, too. Where the config has none, leave that rung
+out by `--only`.
 
   python -m jax_uda.ladder --config configs/curriculum_camvid.py --variants configs/ladders/curriculum.py --seeds 0,1 \\
     --workdir runs/curriculum_ladder --config.data_dir=DATA --config.weights=resnet18.safetensors

@@ -41,10 +41,9 @@ COLLAPSED = 0.99  # agreement beyond which there is nothing left to filter
 RECENT = 5  # log lines, for which that has to hold before it is worth a warning
 
 
-def segmenter(config: ConfigDict, voting: bool = False) -> BranchedSegmenter:
-  """The network that the config describes; `voting`, with what `curriculum.vote_dropout` says."""
-  vote_dropout = config.curriculum.vote_dropout if voting else 0.0
-  return BranchedSegmenter(num_classes=config.num_classes, vote_dropout=vote_dropout, **config.network)
+def segmenter(config: ConfigDict) -> BranchedSegmenter:
+  """The network that the config describes."""
+  return BranchedSegmenter(num_classes=config.num_classes, vote_dropout=config.curriculum.vote_dropout, **config.network)
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -85,24 +84,25 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
     UserError: a field has a value that is not offered, or there is nothing to train.
   """
   steps.check_mode(config)
-  players, settings = {"segmenter": optimizer(config)}, config.source_training
+  players, settings, plain = {"segmenter": optimizer(config)}, config.source_training, plain_loss(config)
+  if config.network.branches == 1 and config.mode == "adapt" and not config.curriculum.vote_dropout:
+    raise UserError("config.network.branches is 1, and agrees with itself; give 2 or more, or set curriculum.vote_dropout")
   result = []
   if settings.steps or settings.epochs:
-    plain = _train_step(config, players, "source", plain_loss(config))
-    source = steps.source_stage(config, sizes, players, plain)
-    result.append(dataclasses.replace(source, maps=functools.partial(agreement_map, model=segmenter(config, voting=True))))
-  train_step = functools.partial(_train_step, config, players, jitter=config.curriculum.jitter)
+    result.append(steps.source_stage(config, sizes, players, _train_step(config, players, "source", plain)))
+  train_step = functools.partial(_train_step, config, players, jitter=config.curriculum.jitter, by_epoch=True)
   kinds = {}
   if config.mode == "adapt":
     kinds["source"] = train_step("source", source_loss(config))
     kinds["target"] = train_step("target", target_loss(config))
   else:
     domain = "source" if config.mode == "source_only" else "target"
-    kinds[domain] = train_step(domain, plain_loss(config))
+    kinds[domain] = train_step(domain, plain)
   result += _parts(config, sizes, players, kinds)
   if not result:
     raise UserError("config.curriculum.epochs is 0 and there is no source_training; set one of them")
-  return result
+  maps = functools.partial(agreement_map, model=segmenter(config))  # one for all, as it compiles once for each
+  return [dataclasses.replace(stage, maps=maps) for stage in result]
 
 
 def _parts(
@@ -129,7 +129,6 @@ def _parts(
       # The optimizer starts with the curriculum, and goes on with its parts.
       begin=functools.partial(steps.begin, players={} if first else players, hyper=hyper, num_steps=num_steps),
       pick=functools.partial(domain_of_step, config=config, epoch_steps=epoch_steps, start=start),
-      maps=functools.partial(agreement_map, model=segmenter(config, voting=True)),
       warnings=functools.partial(warnings, classes=config.classes),
     )
     result.append(steps.followed_by(stage, statistics) if statistics else stage)
@@ -185,8 +184,9 @@ def _train_step(
   stream: str,
   loss: Callable,
   jitter: float = 0.0,
+  by_epoch: bool = False,
 ) -> TrainStep:
-  loss = functools.partial(loss, domain=stream)
+  loss = functools.partial(loss, domain=stream, by_epoch=by_epoch)
   how = {"streams": (stream,), "players": players, "loss": loss, "augment": steps.augmentation(config, jitter)}
   return TrainStep((stream,), functools.partial(steps.train_step, **how))
 
@@ -221,8 +221,7 @@ def _weighted_loss(config: ConfigDict) -> Callable:
   settings = config.curriculum
   if settings.mean_over not in ("kept", "labelled"):
     raise UserError(f"config.curriculum.mean_over is {settings.mean_over!r}; choose kept or labelled")
-  model = segmenter(config, voting=True)
-  return functools.partial(plain_loss(config), model=model, weights=class_weights(config), mean_over=settings.mean_over)
+  return functools.partial(plain_loss(config), weights=class_weights(config), mean_over=settings.mean_over)
 
 
 def class_weights(config: ConfigDict) -> tuple[float, ...] | None:
@@ -250,19 +249,21 @@ def branches_loss(
   beta: float,
   similarity: Callable,
   domain: str,
+  by_epoch: bool = False,
   weights: tuple[float, ...] | None = None,
   mean_over: str = "kept",
   proxies: bool = False,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
   """Eq. 4: the branches' cross-entropies on the chosen pixels, each a mean, added up; plus beta · similarity.
 
-  Predictions are the argmax of upsampled logits, which is what the loss sees. With `vote_dropout` the branches agree where
-  each of them says with it what the ensemble says without.
+  Predictions are the argmax of upsampled logits, which is what the loss sees (section 4.2). With `vote_dropout` the
+  branches agree where each of them says with it what the ensemble says without.
 
   Args:
     choose: (part, the ensemble's prediction [B, H, W], agreement bool [B, H, W], state) -> labels [B, H, W], and of them
       those that are kept.
     domain: what the metrics are called after.
+    by_epoch: whether the epoch is among them, by which the report adds them up.
     weights: by class.
     mean_over: kept, the mean is over the pixels that mining keeps; labelled, over all, those left out counting as 0.
     proxies: whether the labels are the network's own, and their shares by class are logged.
@@ -288,10 +289,11 @@ def branches_loss(
   metrics = {
     "loss": (sum(sums), count),
     "similarity": (part_of_one * alike, part_of_one),
-    "epoch": (part_of_one * optimizers.epoch(state.hyper, state.step), part_of_one),
     f"{domain}_hard_share": (jnp.sum(~agree & inside), inside.sum()),
     f"{domain}_kept_share": (kept, inside.sum()),
   }
+  if by_epoch:
+    metrics["epoch"] = (part_of_one * optimizers.epoch(state.hyper, state.step), part_of_one)
   if proxies:
     by_class = jnp.zeros(logits.shape[-1], jnp.int32).at[mined.ravel()].add(1, mode="drop")
     metrics["proxy_labels"] = (by_class, jnp.broadcast_to(kept, by_class.shape))
@@ -343,14 +345,16 @@ def _upsampled(low: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 def warnings(records: Sequence[Mapping[str, Any]], *, classes: Sequence[str]) -> list[str]:
   """Signs, in the last log lines of a run, that the network only believes itself: lines of text."""
-  recent = [record for record in records if "proxy_labels" in record][-RECENT:]
+  recent = [record for record in records if "target_hard_share" in record][-RECENT:]
   if len(recent) < RECENT:
     return []
+  if not any(record["target_kept_share"] for record in recent):
+    return ["no pixel of the target is kept, so nothing is learnt from it; lower curriculum.vote_dropout"]
   found = []
   if np.mean([record["target_hard_share"] for record in recent]) < 1 - COLLAPSED:
     found.append(
-      f"the branches agree on more than {COLLAPSED:.0%} of the target's pixels, so easy mining filters nothing; raise "
+      f"the branches agree on more than {COLLAPSED:.0%} of the target's pixels, so agreement tells nothing; raise "
       "curriculum.vote_dropout"
     )
-  shares = np.sum([record["proxy_labels"] for record in recent], axis=0)
+  shares = np.sum([record["proxy_labels"] for record in recent if "proxy_labels" in record], axis=0)
   return [*found, *(f"no proxy label is {name}" for name, share in zip(classes, shares, strict=True) if not share)]

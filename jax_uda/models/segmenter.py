@@ -86,7 +86,7 @@ class BranchedSegmenter(nn.Module):
     bins: of each decoder's `PyramidPooling`.
     batch_norm: per_device, synced or frozen (see `layers.batch_norm`).
     dtype: float32 or bfloat16, what the layers compute in; parameters and logits are float32.
-    dropout: whether training uses the dropout that resnet38 and the decoders have.
+    dropout: whether training uses the dropout that resnet38 has.
     decoder_norm: whether there is BatchNorm in the decoders.
     vote_dropout: share of the channels that a decoder misses in its vote, each decoder others; see `votes`.
   """
@@ -113,7 +113,7 @@ class BranchedSegmenter(nn.Module):
       images: [B, H, W, 3] float, normalised RGB.
       train: whether batch statistics are used and updated (`batch_stats` must then be mutable unless frozen), and
         dropout is on.
-      keys: [B] PRNG keys for dropout; needed only where the backbone has it and it is on.
+      keys: [B] PRNG keys for dropout; needed only where the backbone has it and it is on, and for `votes`.
 
     Returns:
       Logits [E, B, ceil(H / 8), ceil(W / 8), C] in float32, and the latent map [B, ceil(H / 8), ceil(W / 8), F].
@@ -124,18 +124,18 @@ class BranchedSegmenter(nn.Module):
     if self.branches < 1:
       raise UserError(f"config.network.branches is {self.branches}; give the number of decoders, 1 or more")
     (latent,) = _maps(self, RESNETS, images, train, keys)
-    rate = self.vote_dropout if self.dropout else 0.0
-    pooling = (self.num_classes, self.bins, self.batch_norm, self.decoder_norm, rate, layers.compute_dtype(self.dtype))
+    dtype = layers.compute_dtype(self.dtype)
+    pooling = (self.num_classes, self.bins, self.batch_norm, self.decoder_norm, self.vote_dropout, dtype)
     decoders = [PyramidPooling(*pooling, name=f"decoder_{branch}") for branch in range(self.branches)]
     return jnp.stack([decoder(latent, train, keys, branch) for branch, decoder in enumerate(decoders)]), latent
 
 
 def votes(logits: jax.Array, changed: Mapping[str, Any]) -> jax.Array:
-  """The logits [E, B, h, w, C] by which the branches of a `BranchedSegmenter` vote in training: with `vote_dropout`.
+  """The logits [E, B, h, w, C] by which the branches of a `BranchedSegmenter` vote: with `vote_dropout`.
 
   Args:
     logits: what it returned, which are without; they are the votes where there is no `vote_dropout`.
-    changed: the collections that its `apply` gave beside, `votes` among the mutable ones.
+    changed: the collections that its `apply`, given keys, returned beside, `votes` among the mutable ones.
   """
   cast = changed.get("votes")
   return jnp.stack([cast[f"decoder_{e}"]["cast"][0] for e in range(len(logits))]) if cast else logits
