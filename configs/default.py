@@ -235,6 +235,9 @@ def curriculum() -> ConfigDict:
     # kept: the loss is the mean over the pixels that mining keeps; labelled: over all labelled ones, as where (section 3.3)
     # the gradients of those left out are masked, so that few pixels have little weight
     "mean_over": "kept",
+    # Of some classes far more is easy than of others, and these would spread: what easy mining keeps of a class weighs as
+    # much as all that is predicted so, at most tenfold (our choice).
+    "even_mining": False,
     "jitter": 0.0,  # of colours, beyond `augmentation`, as in the rounds of self-training (our choice)
     # Share of the channels that each decoder misses, each others, where it is asked whether it agrees: what it says without
     # them too it is sure of (our choice).

@@ -49,6 +49,14 @@ def keep_easy(labels: Array, agree: Array, ignore_label: int = 255) -> Array:
   return jnp.where(agree, labels, ignore_label)
 
 
+def stands_for(pixels: Array, kept: Array, most: float = 10.0) -> Array:
+  """How many pixels of a class each kept one stands for, float32 [C]: `pixels` / `kept`, [C] integers, at most `most`.
+
+  Weighed by it, a class has the share in the loss that it has in the prediction, however few of its pixels are easy.
+  """
+  return jnp.minimum(pixels / jnp.maximum(kept, 1), most)
+
+
 def thin_easy(labels: Array, agree: Array, ratio: ArrayLike, keys: Array, ignore_label: int = 255) -> Array:
   """Source hard mining: the labels [B, H, W], a share of the easy pixels set to `ignore_label`.
 

@@ -13,6 +13,7 @@ from jax_uda.agreement import (
   last_layer_similarity,
   proxy_labels,
   similarity,
+  stands_for,
   thin_easy,
   variation_ratio,
 )
@@ -64,6 +65,10 @@ def test_agreement_by_hand():
     np.testing.assert_array_equal(variation_ratio(logits.argmax(-1)) == 0, expected)
   ensemble = jnp.array([0, 1, 3, 3])  # which says the same as both, as one, as neither though they agree, as one
   assert agreement(voting([0, 1, 2, 3], [0, 2, 2, 0]), ensemble).tolist() == [True, False, False, False]
+
+
+def test_what_kept_pixels_stand_for():
+  np.testing.assert_allclose(stands_for(jnp.array([8, 6, 5, 50, 0]), jnp.array([8, 4, 0, 1, 0])), [1, 1.5, 5, 10, 0])
 
 
 def test_proxy_labels_are_of_mean_logits_not_of_mean_probabilities_or_votes():

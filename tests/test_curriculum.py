@@ -242,6 +242,20 @@ def test_the_mean_is_over_the_kept_pixels_or_over_all_that_are_labelled(monkeypa
 
 
 @pytest.mark.parametrize("devices", [1, 4])
+def test_kept_pixels_may_stand_for_their_class(monkeypatch, devices):
+  """Labelled 0, 0, 2, 1, of which the first and the last are kept: one of two, none, and one of one."""
+  easy = functools.partial(curriculum.proxy_labels, easy=True)
+  settings = {"domain": "target", "proxies": True, "even": True, "devices": devices}
+  loss, metrics, gradient = loss_of(monkeypatch, LOGITS, [9] * 4, easy, **settings)
+  first, last = (sum(nats(branch[0, 0, at], label) for branch in LOGITS) for at, label in ((0, 0), (3, 1)))
+  np.testing.assert_allclose(devices * loss, (2 * first + last) / 3, rtol=1e-6)
+  np.testing.assert_allclose(metrics["loss"], [2 * first + last, 3], rtol=1e-6)
+  assert not gradient[:, 0, 0, 1:3].any()
+  weighted, *_ = loss_of(monkeypatch, LOGITS, [9] * 4, easy, weights=(1.0, 5.0, 1.0), **settings)
+  np.testing.assert_allclose(devices * weighted, (2 * first + 5 * last) / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
 def test_the_penalty_is_counted_once_whatever_the_number_of_devices(monkeypatch, devices):
   loss, metrics, _ = loss_of(
     monkeypatch, LOGITS, [255] * 4, curriculum.true_labels, beta=0.5, similarity=lambda _: jnp.float32(0.3), devices=devices
@@ -354,8 +368,9 @@ def test_warnings():
 
 def test_what_is_not_the_papers_reaches_where_it_belongs(config):
   config = changed(
-    config, curriculum__vote_dropout=0.3, curriculum__mean_over="labelled", curriculum__jitter=0.25, augmentation__hue=0.0
-  )
+    config, curriculum__vote_dropout=0.3, curriculum__mean_over="labelled", curriculum__jitter=0.25, augmentation__hue=0.0,
+    curriculum__even_mining=True,
+  )  # fmt: skip
   for stage in planned(config):
     for kind, step in stage.steps.items():
       if kind == "statistics":
@@ -363,6 +378,7 @@ def test_what_is_not_the_papers_reaches_where_it_belongs(config):
       loss, colours = step.apply.keywords["loss"].keywords, step.apply.keywords["augment"].keywords["settings"]
       later = stage.name != "source"
       assert loss["model"].vote_dropout == 0.3 and loss["by_epoch"] == later
+      assert loss.get("even", False) == (kind == "target")
       assert (loss.get("mean_over"), colours.brightness) == (("labelled", 0.25) if later else (None, 0.0))
 
 

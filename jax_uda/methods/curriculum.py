@@ -214,7 +214,7 @@ def source_loss(config: ConfigDict) -> Callable:
 def target_loss(config: ConfigDict) -> Callable:
   """The loss on a batch of the target, with what the config mines and weighs."""
   choose = functools.partial(proxy_labels, easy=config.curriculum.easy_mining)
-  return functools.partial(_weighted_loss(config), choose=choose, proxies=True)
+  return functools.partial(_weighted_loss(config), choose=choose, proxies=True, even=config.curriculum.even_mining)
 
 
 def _weighted_loss(config: ConfigDict) -> Callable:
@@ -253,6 +253,7 @@ def branches_loss(
   weights: tuple[float, ...] | None = None,
   mean_over: str = "kept",
   proxies: bool = False,
+  even: bool = False,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
   """Eq. 4: the branches' cross-entropies on the chosen pixels, each a mean, added up; plus beta · similarity.
 
@@ -267,6 +268,7 @@ def branches_loss(
     weights: by class.
     mean_over: kept, the mean is over the pixels that mining keeps; labelled, over all, those left out counting as 0.
     proxies: whether the labels are the network's own, and their shares by class are logged.
+    even: whether the kept pixels of a class weigh as much as all of it; the mean is then over what they stand for.
   """
   (part,) = parts
   variables = {"params": params["segmenter"], "batch_stats": state.networks["segmenter"].batch_stats}
@@ -278,9 +280,15 @@ def branches_loss(
   agree = agreement.agreement(cast, predicted)
   labels, mined = choose(part, predicted, agree, state)
 
-  weights = None if weights is None else jnp.array(weights)
+  num_classes = logits.shape[-1]
+  weights = jnp.ones(num_classes) if weights is None else jnp.array(weights)
+  if even:
+    stands_for = agreement.stands_for(*(jax.lax.psum(_by_class(x, num_classes), DEVICE_AXIS) for x in (labels, mined)))
+    weights *= stands_for
   sums, (kept, *_) = zip(*(losses.cross_entropy(branch, mined, weights=weights) for branch in logits), strict=True)
-  count = kept if mean_over == "kept" else jnp.sum(labels < logits.shape[-1])
+  count = kept if mean_over == "kept" else jnp.sum(labels < num_classes)
+  if even:
+    count = jnp.sum(stands_for * _by_class(mined, num_classes))
   alike = similarity([params["segmenter"][f"decoder_{e}"] for e in range(len(logits))])
   part_of_one = 1 / jax.lax.psum(1.0, DEVICE_AXIS)  # this device's, of what is the same on all of them
   loss = losses.mean((sum(sums), jax.lax.psum(count, DEVICE_AXIS))) + part_of_one * beta * alike
@@ -295,10 +303,15 @@ def branches_loss(
   if by_epoch:
     metrics["epoch"] = (part_of_one * optimizers.epoch(state.hyper, state.step), part_of_one)
   if proxies:
-    by_class = jnp.zeros(logits.shape[-1], jnp.int32).at[mined.ravel()].add(1, mode="drop")
+    by_class = _by_class(mined, num_classes)
     metrics["proxy_labels"] = (by_class, jnp.broadcast_to(kept, by_class.shape))
   batch_stats = changed.get("batch_stats", variables["batch_stats"])  # frozen BatchNorm changes none
   return loss, ({"segmenter": batch_stats}, metrics)
+
+
+def _by_class(labels: jax.Array, num_classes: int) -> jax.Array:
+  """How many pixels have each label, int32 [C]."""
+  return jnp.zeros(num_classes, jnp.int32).at[labels.ravel()].add(1, mode="drop")
 
 
 def true_labels(
