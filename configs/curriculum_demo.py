@@ -2,9 +2,9 @@
 
   python -m jax_uda.main --config configs/curriculum_demo.py --workdir runs/curriculum_demo
 
-mIoU on the test photos, seed 0, `--config.curriculum.score_after=4,10`: 17.4 after the source stage, 31.3 with the photos'
-batch statistics, 28.8 at the end: more than the source stage has, less than the statistics alone. At ten times the rate it
-falls to 17.3, and classes die out.
+mIoU on the test photos, seed 0: 18.5 after the source stage, 28.6 with the photos' batch statistics, 31.4 at the end. Equal
+steps on the game alone (`--config.mode=source_only`) end at 15.4. What is gained is gained by the statistics: the ladder's
+rung that has them and learns from no photo ends at 32.0.
 """
 
 from configs import default, demo
@@ -19,7 +19,7 @@ def get_config():
   config.augmentation.update({"crop": (80, 160), "scale": (0.8, 1.4)})
   config.optimizer.decoder_multiplier = 1.0  # nothing is pre-trained
   config.source_training.update({"steps": 700, "batch": 8, "rate": 0.06})
-  config.curriculum.update({"epoch_steps": 20, "score_after": "4,10", "batch": 8, "rate": 0.02, "gamma_end": 0.5})
+  config.curriculum.update({"epoch_steps": 20, "score_after": "4,10", "batch": 8, "rate": 0.02, "gamma_end": 0.75})
   config.curriculum.update({"vote_dropout": 0.8, "jitter": 0.4, "statistics_steps": 13})  # as in curriculum_camvid
   config.log_every = 5
   return config
