@@ -156,8 +156,8 @@ def statistics_stage(model: Any, num_steps: int, batch: int) -> Stage:
   """
   if model.batch_norm == "frozen" or model.backbone in WITHOUT_BATCH_NORM:
     raise UserError("statistics_steps: frozen or no BatchNorm has no statistics to fit; set it to 0")
-  # Without dropout, as the network will be used.
-  step = functools.partial(statistics_step, model=model.clone(dropout=False))
+  # Without dropout, as the network will be used; and of all devices' images, however many devices there are.
+  step = functools.partial(statistics_step, model=model.clone(dropout=False, batch_norm="synced"))
   return Stage(
     name="statistics",
     num_steps=num_steps,
