@@ -232,9 +232,6 @@ def curriculum() -> ConfigDict:
     "easy_mining": True,  # target pixels where the decoders disagree are left out
     "hard_mining": True,  # source pixels where they agree are left out at random, a share that goes from 0 to 1 …
     "drop_epochs": 10,  # … in so many epochs
-    # kept: the loss is the mean over the pixels that mining keeps; labelled: over all labelled ones, as where (section 3.3)
-    # the gradients of those left out are masked, so that few pixels have little weight
-    "mean_over": "kept",
     # Of some classes far more is easy than of others, and these would spread: what easy mining keeps of a class weighs as
     # much as all that is predicted so, at most tenfold (our choice).
     "even_mining": False,

@@ -317,8 +317,8 @@ def table(summary: Mapping[str, Any]) -> str:
   rows = [["variant", *(f"seed {seed}" for seed in seeds), *figures]]
   for name, variant in summary["variants"].items():
     finals = [variant["seeds"].get(seed, {}).get("final") for seed in seeds]
-    pixels = [accuracy for entry in variant["seeds"].values() if (accuracy := entry["pixel_accuracy"]) is not None]
-    accuracy = statistics.fmean(pixels) if pixels else None
+    known = [entry["pixel_accuracy"] for entry in variant["seeds"].values() if entry["pixel_accuracy"] is not None]
+    accuracy = statistics.fmean(known) if known else None
     row = [name.replace("|", "\\|"), *map(_percent, (*finals, variant["mean"], variant["deviation"], accuracy))]
     if between:
       each = ", ".join(_percent(variant["gap_closed_by_seed"].get(seed)) for seed in seeds)

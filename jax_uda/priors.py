@@ -24,7 +24,7 @@ def merge(a: Statistic, b: Statistic) -> Statistic:
   return jax.tree.map(lambda x, y: np.add(x, y, dtype=wide[x.dtype.kind]), a, b)
 
 
-def _pixels(labels: ArrayLike, num_classes: int, valid: ArrayLike | None) -> tuple[Array, Array]:
+def pixels_by_class(labels: ArrayLike, num_classes: int, valid: ArrayLike | None = None) -> tuple[Array, Array]:
   """Pixels of each class [..., C] and of the image [..., 1], int32; `valid` [..., H, W] tells image from padding."""
   labels = jnp.asarray(labels)
   valid = jnp.ones(labels.shape, bool) if valid is None else jnp.asarray(valid, bool)
@@ -51,7 +51,7 @@ def init_class_sizes(num_classes: int) -> ClassSizes:
 @jax.jit
 def update_class_sizes(stat: ClassSizes, labels: ArrayLike, valid: ArrayLike | None = None) -> ClassSizes:
   """Statistic with the label maps [..., H, W] added; `valid` [..., H, W] is false where a map is padding."""
-  pixels, size = _pixels(labels, stat.shares.shape[0], valid)
+  pixels, size = pixels_by_class(labels, stat.shares.shape[0], valid)
   images = tuple(range(pixels.ndim - 1))
   return ClassSizes(
     stat.shares + (pixels / jnp.maximum(size, 1)).sum(images), stat.images + (pixels > 0).sum(images, dtype=jnp.int32)
@@ -78,14 +78,14 @@ def weak_labels(
   Source: MLSL, section 3.3.1.
   """
   class_sizes = jnp.asarray(class_sizes, jnp.float32)
-  pixels, size = _pixels(labels, class_sizes.shape[0], valid)
+  pixels, size = pixels_by_class(labels, class_sizes.shape[0], valid)
   share, least = pixels / jnp.maximum(size, 1), eta * class_sizes
   return (share > least if strict else share >= least).astype(jnp.float32)
 
 
 def present(labels: ArrayLike, num_classes: int, valid: ArrayLike | None = None) -> Array:
   """Which classes have any pixel in a label map [..., H, W], float32 0 or 1 [..., C]: weak labels of the source."""
-  return (_pixels(labels, num_classes, valid)[0] > 0).astype(jnp.float32)
+  return (pixels_by_class(labels, num_classes, valid)[0] > 0).astype(jnp.float32)
 
 
 # Spatial prior.

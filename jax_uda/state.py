@@ -31,6 +31,11 @@ class Network:
   batch_stats: Any
   opt_state: Any
 
+  @property
+  def variables(self) -> dict[str, Any]:
+    """What a Flax module is applied with."""
+    return {"params": self.params, "batch_stats": self.batch_stats}
+
 
 @struct.dataclass
 class State:

@@ -1,4 +1,4 @@
-"""What methods train with: the update of some players, BatchNorm's statistics of whole images, the start of a stage."""
+"""What methods train with: the update of some players, the stages `source` and `statistics`, the start of a stage."""
 
 import dataclasses
 import functools
@@ -112,13 +112,11 @@ def statistics_step(
   """
   del key
   network, batch = state.networks["segmenter"], batches["whole"]
-  variables = {"params": network.params, "batch_stats": network.batch_stats}
   images = inference.prepare(batch["image"], batch["size"])
-  (logits, _), changed = model.apply(variables, images, train=True, mutable=["batch_stats"])
+  (logits, _), changed = model.apply(network.variables, images, train=True, mutable=["batch_stats"])
   # BatchNorm goes a fixed part of the way towards the batch's statistics; a mean of n goes an n-th of it.
   part = 1 / ((1 - layers.MOMENTUM) * (state.step - state.hyper["train_steps"] + 1))
   batch_stats = jax.tree.map(lambda a, b: a + part * (b - a), network.batch_stats, changed["batch_stats"])
-  batch_stats = jax.lax.pmean(batch_stats, DEVICE_AXIS)
   confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
   metrics = {"confidence": (confidence.sum(), jnp.int32(confidence.size))}
   networks = {**state.networks, "segmenter": network.replace(batch_stats=batch_stats)}

@@ -167,7 +167,7 @@ def test_the_papers_curriculum():
     network = config.network
     assert (network.backbone, network.num_stages, network.branches, network.batch_norm) == ("resnet18", 4, 2, "per_device")
     assert config.source.height == (0 if name == "curriculum_gta" else 720)
-    assert network.decoder_norm and settings.mean_over == "kept" and not settings.vote_dropout and not settings.jitter
+    assert network.decoder_norm and not settings.vote_dropout and not settings.jitter
     assert not settings.even_mining
 
 

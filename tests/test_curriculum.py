@@ -115,7 +115,7 @@ def test_without_source_training_the_curriculum_comes_first(config, tmp_path):
 @pytest.mark.parametrize(("field", "value", "said"), [
   ("mode", "adopt", "choose adapt"), ("diversity__of", "head", "choose one of decoder, classifier"),
   ("curriculum__weighted", "pole,signs", "no class 'signs'"), ("curriculum__score_after", "1,x", "1,2,4"),
-  ("curriculum__score_after", "0,3", "1,2,4"), ("curriculum__mean_over", "all", "kept or labelled"),
+  ("curriculum__score_after", "0,3", "1,2,4"),
   ("network__branches", 0, "branches is 0"), ("network__branches", 1, "agrees with itself"),
 ])  # fmt: skip
 def test_values_that_are_not_offered(config, field, value, said):
@@ -228,17 +228,6 @@ def test_source_pixels_are_thinned_where_the_branches_agree(monkeypatch):
     np.testing.assert_allclose(loss, by_hand, rtol=1e-6)
     np.testing.assert_allclose(gradient, gradient_by_hand, atol=1e-7)
   assert not gradient[:, 0, 0, [0, 3]].any() and full[2][:, 0, 0, [0, 3]].any()  # what is dropped changes nothing
-
-
-def test_the_mean_is_over_the_kept_pixels_or_over_all_that_are_labelled(monkeypatch):
-  thin = functools.partial(curriculum.thinned_labels, epochs=10)
-  easy = functools.partial(curriculum.proxy_labels, easy=True)
-  for choose, labels, kept, labelled in ((thin, [0, 1, 2, 255], 2, 3), (easy, [9] * 4, 2, 4)):
-    kept_loss, _, gradient = loss_of(monkeypatch, LOGITS, labels, choose, epoch=10)
-    loss, metrics, smaller = loss_of(monkeypatch, LOGITS, labels, choose, epoch=10, mean_over="labelled")
-    np.testing.assert_allclose(loss, kept_loss * kept / labelled, rtol=1e-6)
-    np.testing.assert_allclose(smaller, gradient * kept / labelled, rtol=1e-6)
-    assert metrics["loss"][1] == labelled and metrics["source_kept_share"][0] == kept
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -368,7 +357,7 @@ def test_warnings():
 
 def test_what_is_not_the_papers_reaches_where_it_belongs(config):
   config = changed(
-    config, curriculum__vote_dropout=0.3, curriculum__mean_over="labelled", curriculum__jitter=0.25, augmentation__hue=0.0,
+    config, curriculum__vote_dropout=0.3, curriculum__jitter=0.25, augmentation__hue=0.0,
     curriculum__even_mining=True,
   )  # fmt: skip
   for stage in planned(config):
@@ -379,7 +368,7 @@ def test_what_is_not_the_papers_reaches_where_it_belongs(config):
       later = stage.name != "source"
       assert loss["model"].vote_dropout == 0.3 and loss["by_epoch"] == later
       assert loss.get("even", False) == (kind == "target")
-      assert (loss.get("mean_over"), colours.brightness) == (("labelled", 0.25) if later else (None, 0.0))
+      assert colours.brightness == (0.25 if later else 0.0)
 
 
 def test_agreement_maps_go_by_the_votes(monkeypatch):

@@ -620,7 +620,7 @@ def test_unknown_output_stride_and_activation():
 
 def test_decoders_miss_channels_of_their_own_in_their_votes_alone():
   latent, keys = images(3)[..., :1] * jnp.ones(8), jax.random.split(jax.random.key(0), 3)
-  decoder = PyramidPooling(3, bins=(2, 1), dropout=0.5)
+  decoder = PyramidPooling(3, bins=(2, 1), vote_dropout=0.5)
   variables = decoder.init(jax.random.key(1), latent)
   plain, none = decoder.apply(variables, latent, mutable=["votes"])  # wants no keys
   assert not none

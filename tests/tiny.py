@@ -32,6 +32,7 @@ TINY = {
   "gamma_end": 0.1,
   "decoder_norm": True,
   "vote_dropout": 0.5,
+  "even_mining": True,
   "probability": 0.0,  # mining: tests of it turn it on
 }
 

@@ -30,7 +30,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jax_uda import agreement, inference, losses, optimizers, steps
+from jax_uda import agreement, inference, losses, optimizers, priors, steps
 from jax_uda.data.label_spaces import IGNORE
 from jax_uda.errors import UserError
 from jax_uda.models.segmenter import BranchedSegmenter, votes
@@ -63,12 +63,7 @@ def init(config: ConfigDict, key: jax.Array) -> State:
 def predict(config: ConfigDict) -> Callable:
   """(state, images float32 [B, H, W, 3]) -> logits [B, h, w, C], the mean of the decoders'."""
   model = segmenter(config)
-  return lambda state, images: model.apply(_variables(state), images)[0].mean(0)
-
-
-def _variables(state: State) -> dict[str, Any]:
-  network = state.networks["segmenter"]
-  return {"params": network.params, "batch_stats": network.batch_stats}
+  return lambda state, images: model.apply(state.networks["segmenter"].variables, images)[0].mean(0)
 
 
 def label_statistics(config: ConfigDict) -> dict[str, Fold]:
@@ -208,20 +203,15 @@ def source_loss(config: ConfigDict) -> Callable:
   """The loss on a batch of the source, with what the config mines and weighs."""
   settings = config.curriculum
   thin = functools.partial(thinned_labels, epochs=settings.drop_epochs) if settings.hard_mining else true_labels
-  return functools.partial(_weighted_loss(config), choose=thin)
+  return functools.partial(plain_loss(config), choose=thin, weights=class_weights(config))
 
 
 def target_loss(config: ConfigDict) -> Callable:
   """The loss on a batch of the target, with what the config mines and weighs."""
-  choose = functools.partial(proxy_labels, easy=config.curriculum.easy_mining)
-  return functools.partial(_weighted_loss(config), choose=choose, proxies=True, even=config.curriculum.even_mining)
-
-
-def _weighted_loss(config: ConfigDict) -> Callable:
   settings = config.curriculum
-  if settings.mean_over not in ("kept", "labelled"):
-    raise UserError(f"config.curriculum.mean_over is {settings.mean_over!r}; choose kept or labelled")
-  return functools.partial(plain_loss(config), weights=class_weights(config), mean_over=settings.mean_over)
+  choose = functools.partial(proxy_labels, easy=settings.easy_mining)
+  how = {"choose": choose, "weights": class_weights(config), "even": settings.even_mining}
+  return functools.partial(plain_loss(config), proxies=True, **how)
 
 
 def class_weights(config: ConfigDict) -> tuple[float, ...] | None:
@@ -251,7 +241,6 @@ def branches_loss(
   domain: str,
   by_epoch: bool = False,
   weights: tuple[float, ...] | None = None,
-  mean_over: str = "kept",
   proxies: bool = False,
   even: bool = False,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
@@ -266,7 +255,6 @@ def branches_loss(
     domain: what the metrics are called after.
     by_epoch: whether the epoch is among them, by which the report adds them up.
     weights: by class.
-    mean_over: kept, the mean is over the pixels that mining keeps; labelled, over all, those left out counting as 0.
     proxies: whether the labels are the network's own, and their shares by class are logged.
     even: whether the kept pixels of a class weigh as much as all of it; the mean is then over what they stand for.
   """
@@ -280,15 +268,14 @@ def branches_loss(
   agree = agreement.agreement(cast, predicted)
   labels, mined = choose(part, predicted, agree, state)
 
-  num_classes = logits.shape[-1]
-  weights = jnp.ones(num_classes) if weights is None else jnp.array(weights)
+  by_class = functools.partial(_by_class, num_classes=logits.shape[-1])
+  weights = None if weights is None else jnp.array(weights)
   if even:
-    stands_for = agreement.stands_for(*(jax.lax.psum(_by_class(x, num_classes), DEVICE_AXIS) for x in (labels, mined)))
-    weights *= stands_for
+    pixels = [jax.lax.psum(by_class(x), DEVICE_AXIS) for x in (labels, mined)]
+    stand_for = agreement.stands_for(*pixels)
+    weights = stand_for if weights is None else weights * stand_for
   sums, (kept, *_) = zip(*(losses.cross_entropy(branch, mined, weights=weights) for branch in logits), strict=True)
-  count = kept if mean_over == "kept" else jnp.sum(labels < num_classes)
-  if even:
-    count = jnp.sum(stands_for * _by_class(mined, num_classes))
+  count = jnp.sum(stand_for * by_class(mined)) if even else kept
   alike = similarity([params["segmenter"][f"decoder_{e}"] for e in range(len(logits))])
   part_of_one = 1 / jax.lax.psum(1.0, DEVICE_AXIS)  # this device's, of what is the same on all of them
   loss = losses.mean((sum(sums), jax.lax.psum(count, DEVICE_AXIS))) + part_of_one * beta * alike
@@ -303,15 +290,15 @@ def branches_loss(
   if by_epoch:
     metrics["epoch"] = (part_of_one * optimizers.epoch(state.hyper, state.step), part_of_one)
   if proxies:
-    by_class = _by_class(mined, num_classes)
-    metrics["proxy_labels"] = (by_class, jnp.broadcast_to(kept, by_class.shape))
+    shares = by_class(mined)
+    metrics["proxy_labels"] = (shares, jnp.broadcast_to(kept, shares.shape))
   batch_stats = changed.get("batch_stats", variables["batch_stats"])  # frozen BatchNorm changes none
   return loss, ({"segmenter": batch_stats}, metrics)
 
 
 def _by_class(labels: jax.Array, num_classes: int) -> jax.Array:
   """How many pixels have each label, int32 [C]."""
-  return jnp.zeros(num_classes, jnp.int32).at[labels.ravel()].add(1, mode="drop")
+  return priors.pixels_by_class(labels, num_classes)[0].sum(0)
 
 
 def true_labels(
@@ -346,7 +333,7 @@ def proxy_labels(
 def agreement_map(state: State, images: jax.Array, *, model: BranchedSegmenter) -> dict[str, jax.Array]:
   """Where the branches agree, 1, and where not, 0, float [B, H, W] (figure 4); always by the same draw of their votes."""
   keys = jax.random.split(jax.random.key(0), len(images))
-  (low, _), changed = model.apply(_variables(state), images, keys=keys, mutable=["votes"])
+  (low, _), changed = model.apply(state.networks["segmenter"].variables, images, keys=keys, mutable=["votes"])
   logits, cast = _upsampled(low, images.shape[1:3]), _upsampled(votes(low, changed), images.shape[1:3])
   return {"agreement": agreement.agreement(cast, agreement.proxy_labels(logits)).astype(jnp.float32)}
 

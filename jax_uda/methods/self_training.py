@@ -62,7 +62,7 @@ def predict(config: ConfigDict) -> Callable:
 
   def logits(state: State, images: jax.Array) -> jax.Array:
     network = state.networks["segmenter"]
-    return model.apply({"params": network.params, "batch_stats": network.batch_stats}, images)[0]
+    return model.apply(network.variables, images)[0]
 
   return logits
 

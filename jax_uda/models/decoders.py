@@ -96,8 +96,8 @@ class PyramidPooling(nn.Module):
     bins: rows and columns that the map is pooled to.
     batch_norm: per_device, synced or frozen (see `layers.batch_norm`).
     norm: whether there is BatchNorm; without, the convolutions have biases.
-    dropout: with keys, the last convolution is also run without this share of its channels, and what it then returns goes
-      to the collection `votes`, where that is mutable.
+    vote_dropout: with keys, the last convolution is also run without this share of its channels, and what it then returns
+      goes to the collection `votes`, where that is mutable.
     dtype: of what is upsampled. The cells are so few that they are float32, and their statistics exact; so is the last
       convolution, as labels are ranked by what it returns.
   """
@@ -106,7 +106,7 @@ class PyramidPooling(nn.Module):
   bins: tuple[int, ...] = (6, 3, 2, 1)
   batch_norm: str = "per_device"
   norm: bool = True
-  dropout: float = 0.0
+  vote_dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -136,8 +136,8 @@ class PyramidPooling(nn.Module):
       maps.append(jax.image.resize(x, (*latent.shape[:3], channels), "linear", antialias=False))
     logits = layers.conv(self.num_classes, 1, bias=True, kernel_init=layers.small_normal, name="logits")
     x = jnp.concatenate(maps, axis=-1)
-    if self.dropout and keys is not None:
-      some = layers.dropout(x, self.dropout, keys, FIRST_BRANCH + branch, channels=True)
+    if self.vote_dropout and keys is not None:
+      some = layers.dropout(x, self.vote_dropout, keys, FIRST_BRANCH + branch, channels=True)
       self.sow("votes", "cast", logits(some))
     return logits(x)
 
