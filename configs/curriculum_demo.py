@@ -2,9 +2,9 @@
 
   python -m jax_uda.main --config configs/curriculum_demo.py --workdir runs/curriculum_demo
 
-mIoU on the test photos, seed 0: 18.5 after the source stage, 28.6 with the photos' batch statistics, 31.4 at the end. Equal
-steps on the game alone (`--config.mode=source_only`) end at 15.4. What is gained is gained by the statistics: the ladder's
-rung that has them and learns from no photo ends at 32.0.
+mIoU on the test photos, seed 0: 18.5 after the source stage, 28.6 with the photos' batch statistics, 33.7 at the end. Equal
+steps on the game alone (`--config.mode=source_only`) end at 15.8. What is gained is gained by the statistics: the ladder's
+rung that has them and learns from no photo ends at 33.5.
 """
 
 from configs import default, demo
@@ -19,7 +19,11 @@ def get_config():
   config.augmentation.update({"crop": (80, 160), "scale": (0.8, 1.4)})
   config.optimizer.decoder_multiplier = 1.0  # nothing is pre-trained
   config.source_training.update({"steps": 700, "batch": 8, "rate": 0.06})
-  config.curriculum.update({"epoch_steps": 20, "score_after": "4,10", "batch": 8, "rate": 0.02, "gamma_end": 0.75})
+  config.curriculum.update({"epoch_steps": 20, "score_after": "4,10", "batch": 8, "rate": 0.04, "gamma_end": 0.75})
   config.curriculum.update({"vote_dropout": 0.8, "jitter": 0.4, "statistics_steps": 13})  # as in curriculum_camvid
+  # By the paper's rule, many instances and a poor score in self-training: those under 15 % IoU on the game's test images
+  # (bicycle 1.9, fence 2.2, pole 7.5, motorcycle 9, person 14) have 512 to 1,195 connected regions in the 300 that are
+  # trained on; poor too, but rarer, are truck, train and traffic sign.
+  config.curriculum.weighted = "fence,pole,person,motorcycle,bicycle"
   config.log_every = 5
   return config
