@@ -249,6 +249,70 @@ def curriculum() -> ConfigDict:
   return config
 
 
+def adversarial() -> ConfigDict:
+  """Multi-adversarial proxies (Shen et al. 2019)."""
+  config = general()
+  config.method = "adversarial"
+  config.mode = "adapt"  # adapt, source_only (no discriminators, no proxies), oracle (retrains on the target's true labels)
+  config.network = ConfigDict({
+    "backbone": "resnet101",  # resnet18, resnet101, vgg16
+    "width": 1.0,  # multiplies the backbone's channels
+    "num_stages": 4,  # of resnet18 and resnet101: 4, or 3 to leave out layer4
+    "channels": 128,  # of the fused maps
+    "units": 2,  # residual units that a map passes on its way up (our choice)
+    "dilation": 2,  # of their convolutions (our choice)
+    "batch_norm": "per_device",  # per_device, synced, frozen
+    "dtype": "float32",  # float32, bfloat16
+  })
+  config.augmentation.scale = (1.0, 1.0)  # almost whole images in `source` and `adversarial`
+  config.optimizer = ConfigDict({
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "decoder_multiplier": 1.0,  # of the learning rate of all that is not the backbone
+  })
+  config.source_training = ConfigDict({"steps": 80_000, "epochs": 0, "batch": 4, "rate": 4e-3, "power": 0.9})
+  config.adversarial = ConfigDict({
+    "steps": 10_000,
+    "batch": 4,  # of each domain
+    "rate": 1e-4,  # constant, as the discriminators'
+    "discriminators": 2,  # 1: of F alone; 2: of its part F_l, too
+    "discriminator_rate": 1e-4,
+    "beta1": 0.9,  # of their Adam; both our choice
+    "beta2": 0.99,
+    "channels": 64,  # of a discriminator's first convolution (our choice)
+    "loss": "non_saturating",  # non_saturating (our choice), minimax (eqs. 2 to 4), least_squares
+    "segmentation_weight": 1.0,  # lambda_seg; this and the next two are our choice
+    "weight_1": 1e-3,  # lambda_1, of what F pays discriminator 1
+    "weight_2": 2e-4,
+    "target_crop": (512, 1024),
+    "target_scale": 0.5,  # of what the canvas holds
+  })
+  config.labels = ConfigDict({
+    "p1": 0.6,  # share of the pixels, those of the greatest adversarial confidence, that labels are chosen from; 1: all
+    "p2": 0.8,  # share of each class that is chosen from these
+    "confidence": "min_max",  # how the discriminators' outputs are brought to one scale: min_max, rank (both our choice)
+    "scale": 0.5,  # of the canvas, at which the network looks
+    "rank": "paper",  # paper, code: see `self_training`
+    "batch": 1,  # images a device at once
+    "keep_gib": 4.0,  # memory for the network's outputs; beyond it they go to a file in the workdir
+    "spill_gib": 64.0,  # the most that this file may take
+  })
+  config.retraining = ConfigDict({
+    "steps": 60_000,  # 0 leaves the stage out
+    "batch": 16,
+    "rate": 1e-2,
+    "power": 0.9,
+    "crop": (640, 640),
+    "scale": (0.7, 1.3),
+    "jitter": 0.0,  # of colours, beyond `augmentation` (our choice)
+    "fresh": True,  # from the weights that `source` started from; or from those that labelled
+  })
+  # So many batches of whole target images, at the end of `adversarial` and of `retrain`, whose mean statistics become
+  # BatchNorm's running ones (AdaBN; our choice).
+  config.statistics_steps = 0
+  return config
+
+
 # What the papers' own settings share. Each function sets fields of a config.
 
 
@@ -277,9 +341,10 @@ def synthia_to_cityscapes(config: ConfigDict) -> None:
   config.source = dataset("synthia", dir="SYNTHIA")
   config.canvas = (1024, 2048)  # Cityscapes' own size; SYNTHIA's 760x1280 are scaled up to 1024x1725
   config.protocols = "synthia16,synthia13"
-  config.source_training.epochs = 50
-  config.rounds.source_share = 0.02  # code
-  config.mining.probability = 0.0  # the paper names GTA5 and NTHU alone
+  if "rounds" in config:
+    config.source_training.epochs = 50
+    config.rounds.source_share = 0.02  # code
+    config.mining.probability = 0.0  # the paper names GTA5 and NTHU alone
 
 
 def _to_cityscapes(config: ConfigDict) -> None:

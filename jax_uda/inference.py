@@ -28,21 +28,34 @@ KERNELS = ("linear", "cubic")
 BLOCK = 64  # pixels: full resolution is computed in multiples of it, so that images of many sizes share few compilations
 
 
+def stride(pixels: Sequence[int], cells: Sequence[int]) -> int:
+  """How many pixels there are to a cell: the power of two by which a network's map is smaller than what it has seen.
+
+  Raises:
+    ValueError: there is none.
+  """
+  for power in range(8):
+    if all(-(-n // 2**power) == m for n, m in zip(pixels, cells, strict=True)):
+      return 2**power
+  raise ValueError(f"{tuple(cells)} cells are no map of {tuple(pixels)} pixels")
+
+
 def upsample(
-  maps: jax.Array, size: tuple[int, int], scale: tuple[Any, Any] = (STRIDE, STRIDE), kernel: str = "linear"
+  maps: jax.Array, size: tuple[int, int], scale: tuple[Any, Any] | None = None, kernel: str = "linear"
 ) -> jax.Array:
   """Upsampling with half-pixel centres: cell i of the input covers pixels [scale·i, scale·(i + 1)).
 
   Args:
-    maps: [h, w, C] at the network's stride.
+    maps: [h, w, C].
     size: (H, W) of the result; may be smaller than the input covers.
-    scale: pixels of the result a cell, by axis.
+    scale: pixels of the result a cell, by axis; None: `stride`, `size` being all that the network has seen.
     kernel: one of `KERNELS`, bilinear or bicubic, which may overshoot.
 
   Returns:
     [H, W, C], float32.
   """
   shape = (*size, maps.shape[-1])
+  scale = (stride(size, maps.shape[:2]),) * 2 if scale is None else scale
   factors = jnp.stack([jnp.asarray(s, jnp.float32) for s in scale])
   return jax.image.scale_and_translate(
     maps.astype(jnp.float32), shape, (0, 1), factors, jnp.zeros(2, jnp.float32), kernel, antialias=False
@@ -95,6 +108,10 @@ class KeptOutputs:
       rows = np.arange(start, start + batch)
       existing = np.minimum(rows, self._filled - 1)
       yield jax.tree.map(lambda x, rows=existing: x[rows], self._arrays), rows < self._filled
+
+  def row(self, place: int) -> Any:
+    """What was kept of one image, by its place in order."""
+    return jax.tree.map(lambda x: x[place], self._arrays)
 
   def close(self) -> None:
     """Frees the memory and deletes the files."""
@@ -176,6 +193,19 @@ def select(
         yield labels[:height, :width], valid[:height, :width], float(ease)
 
 
+def drawn(
+  labelling: Labelling, hyper: dict, found: dict, kept: KeptOutputs, canvas: tuple[int, int], rows: Iterable[int]
+) -> list[dict[str, np.ndarray]]:
+  """`labelling.pictures` of some of the images that were kept, cut to their size."""
+  run = _drawn(labelling.assemble, labelling.pictures, canvas)
+  result = []
+  for row in rows:
+    one = kept.row(row)
+    maps = run(hyper, found, one)
+    result.append({name: np.asarray(x)[: one["size"][0], : one["size"][1]] for name, x in maps.items()})
+  return result
+
+
 def _batches(labelling: Labelling, kept: KeptOutputs) -> Iterator[Batch]:
   for batch, exists in kept.batches(labelling.batch * parallel.num_devices()):
     yield {**batch, "exists": exists}
@@ -218,6 +248,14 @@ def _select(assemble: Callable, select: Callable, ease: Callable | None, canvas:
     return jax.lax.map(one, batch)
 
   return parallel.per_example(run)
+
+
+@functools.cache
+def _drawn(assemble: Callable, pictures: Callable, canvas: tuple[int, int]) -> Callable:
+  def run(hyper, found, one):
+    return pictures(found, *assemble(hyper, one["outputs"], one["boxes"], one["size"], canvas))
+
+  return jax.jit(run)
 
 
 @functools.cache
@@ -266,10 +304,12 @@ def mirror(canvas: jax.Array, width: jax.Array) -> jax.Array:
 def make_views(predict: Callable, state: State, batch: Batch, flip: bool) -> Batch:
   """What the network says of a batch of canvases: pytree [B, …] of views.
 
-  A view is {"low" float16 [h, w, C], "size" [2], the pixels of the canvas that are image}; with `flip` also "mirrored",
-  the same of the mirror image.
+  A view is {"low" float16 [h, w, C], "stride" [], "size" [2], the pixels of the canvas that are image}; with `flip` also
+  "mirrored", what `low` is, of the mirror image.
   """
-  found = {"low": predictor(predict)(state, batch), "size": batch["size"]}
+  low = predictor(predict)(state, batch)
+  pixels = np.full(len(low), stride(batch["image"].shape[1:3], low.shape[1:3]), np.int32)
+  found = {"low": low, "stride": pixels, "size": batch["size"]}
   return {**found, "mirrored": predictor(predict, mirrored=True)(state, batch)} if flip else found
 
 
@@ -299,11 +339,13 @@ def mean_of_looks(
   looks: Sequence[Batch], size: jax.Array, canvas: tuple[int, int], scales: tuple[float, ...], kernel: str = "linear"
 ) -> jax.Array:
   """Softmax of one image [H, W, C] on its canvas, averaged over what `look` gives of it at the same scales."""
-  views = (
-    {**one, "size": size * np.divide(scaled_canvas(canvas, scale), canvas, dtype=np.float32)}
-    for one, scale in zip(looks, scales, strict=True)
-  )
-  return sum(view_probabilities(view, size, canvas, kernel) for view in views) / len(looks)
+
+  def probabilities(one, scale):
+    seen = scaled_canvas(canvas, scale)
+    view = {**one, "stride": stride(seen, one["low"].shape[:2]), "size": size * np.divide(seen, canvas, dtype=np.float32)}
+    return view_probabilities(view, size, canvas, kernel)
+
+  return sum(probabilities(one, scale) for one, scale in zip(looks, scales, strict=True)) / len(looks)
 
 
 def view_probabilities(view: Batch, size: jax.Array, shape: tuple[int, int], kernel: str = "linear") -> jax.Array:
@@ -314,7 +356,7 @@ def view_probabilities(view: Batch, size: jax.Array, shape: tuple[int, int], ker
     shape: (H, W) of the result, no smaller; what lies beyond `size` means nothing.
     kernel: see `upsample`.
   """
-  scale = tuple(STRIDE * size[axis] / view["size"][axis] for axis in range(2))
+  scale = tuple(view["stride"] * size[axis] / view["size"][axis] for axis in range(2))
   straight = upsample(jnp.exp(view["low"].astype(jnp.float32)), shape, scale, kernel)
   if "mirrored" not in view:
     return straight
@@ -365,15 +407,9 @@ def mean_of_patches(
   return pseudo_labels.normalise(*sums)
 
 
-def predicted_labels(low: jax.Array, size: jax.Array, shape: tuple[int, int]) -> np.ndarray:
-  """Train ids uint8 [H, W] at any resolution, from one image's low-resolution log-probabilities.
-
-  Args:
-    low: [h, w, C].
-    size: [2], the pixels of the canvas that the image fills.
-    shape: (H, W) wanted, the same field of view.
-  """
-  return np.asarray(labels_from_views([{"low": low, "size": size}], shape))[: shape[0], : shape[1]]
+def predicted_labels(view: Batch, shape: tuple[int, int]) -> np.ndarray:
+  """Train ids uint8 [H, W] at any resolution, from one image's view; `shape` = (H, W) has the same field of view."""
+  return np.asarray(labels_from_views([view], shape))[: shape[0], : shape[1]]
 
 
 def labels_from_views(views: Sequence[Batch], size: tuple[int, int]) -> jax.Array:

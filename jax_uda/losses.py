@@ -1,5 +1,8 @@
 """Losses as (sum, count): callers add both over devices and divide once, so that no mean of means is taken."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -73,6 +76,47 @@ def binary_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
   logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
   losses = -targets * jax.nn.log_sigmoid(logits) - (1 - targets) * jax.nn.log_sigmoid(-logits)
   return losses.mean(-1).sum(), jnp.int32(logits.shape[0])
+
+
+@dataclass(frozen=True)
+class Game:
+  """What discriminators and features play for: losses by cell, of a discriminator's outputs; 1 is the source.
+
+  Attributes:
+    tell_source, tell_target: what the discriminator pays on features of a domain.
+    fool_source, fool_target: what the features pay; None: nothing.
+    probability: how likely features are the source's, in 0..1.
+    chance: what a discriminator pays that knows nothing.
+  """
+
+  tell_source: Callable
+  tell_target: Callable
+  fool_target: Callable
+  fool_source: Callable | None
+  probability: Callable
+  chance: float
+
+
+_BINARY = {
+  "tell_source": lambda x: jax.nn.softplus(-x),
+  "tell_target": jax.nn.softplus,
+  "probability": jax.nn.sigmoid,
+  "chance": float(jnp.log(2.0)),
+}
+# minimax is eqs. 2 to 4 of the multi-adversarial proxies; their features learn little from a discriminator that wins. The
+# non-saturating form is Goodfellow et al.'s (2014), least squares Mao et al.'s (2017).
+GAMES = {
+  "non_saturating": Game(**_BINARY, fool_target=lambda x: jax.nn.softplus(-x), fool_source=None),
+  "minimax": Game(**_BINARY, fool_target=lambda x: -jax.nn.softplus(x), fool_source=lambda x: -jax.nn.softplus(-x)),
+  "least_squares": Game(
+    tell_source=lambda x: (x - 1) ** 2,
+    tell_target=lambda x: x**2,
+    fool_target=lambda x: (x - 1) ** 2,
+    fool_source=None,
+    probability=lambda x: jnp.clip(x, 0, 1),
+    chance=0.25,
+  ),
+}
 
 
 def mean(pair: tuple[Array, Array]) -> Array:

@@ -40,6 +40,11 @@ def sgd(
   return optax.chain(*clipped, decay, optax.trace(momentum), optax.stateless(scale))
 
 
+def adam(beta1: float, beta2: float, multiplier: float = 1.0) -> optax.GradientTransformation:
+  """Adam with a learning rate of `multiplier`, which `update` scales."""
+  return optax.chain(optax.scale_by_adam(beta1, beta2), optax.scale(multiplier))
+
+
 def by_module(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
   """An optimizer for each part of a network: the submodules whose names begin so (`{"backbone": …, "decoder": …}`)."""
 

@@ -1,9 +1,10 @@
 """Pictures of a few target images after every stage, from which the report is made."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import cv2
+import jax
 import numpy as np
 from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,14 +26,13 @@ def draw(experiment: Experiment, workdir: epath.Path, stage: Stage, state: State
   hold train ids. The stage's maps go to `pictures/maps/<name>/<stage>/<image id>.png`, from black, 0, to white, 1.
   """
   config, target = experiment.config, experiment.datasets["target_truth"]
-  indices = np.unique(np.linspace(0, len(target) - 1, min(config.pictures, len(target))).astype(int))
+  indices = spread(len(target), config.pictures)
   batches = pipeline.eval_batches(
     target, parallel.num_devices(), tuple(config.canvas), threads=config.threads, indices=indices
   )
   folder = workdir / "pictures"
-  run = inference.predictor(experiment.predict)
   for batch in batches:
-    low = run(state, batch)
+    views = inference.make_views(experiment.predict, state, batch, flip=False)
     maps = _mapper(stage.maps)(state, {name: batch[name] for name in ("image", "size")}) if stage.maps else {}
     for i in np.flatnonzero(batch["valid"]):
       height, width = batch["size"][i]
@@ -40,11 +40,30 @@ def draw(experiment: Experiment, workdir: epath.Path, stage: Stage, state: State
       write_png(folder / "image" / name, batch["image"][i, :height, :width, ::-1])
       if batch["full_label"][i] is not None:
         write_png(folder / "truth" / name, batch["label"][i, :height, :width])
-      labels = inference.predicted_labels(low[i], batch["size"][i], (int(height), int(width)))
-      write_png(folder / stage.name / name, np.asarray(labels))
+      view = jax.tree.map(lambda x, i=i: x[i], views)
+      write_png(folder / stage.name / name, inference.predicted_labels(view, (int(height), int(width))))
       for what, values in maps.items():
-        grey = np.rint(255 * values[i, :height, :width]).astype(np.uint8)
-        write_png(folder / "maps" / what / stage.name / name, grey)
+        write_png(folder / "maps" / what / stage.name / name, _grey(values[i, :height, :width]))
+
+
+def spread(num: int, most: int) -> list[int]:
+  """Indices of at most so many images, spread over `num` of them."""
+  return np.unique(np.linspace(0, num - 1, min(most, num)).astype(int)).tolist()
+
+
+def write_maps(workdir: epath.Path, stage: str, found: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+  """What a stage's labelling has drawn, {image id: {what: labels or map}}.
+
+  As `pictures/labelling/<stage>/{labels, maps}/<what>/<image id>.png`; maps go from black, 0, to white, 1.
+  """
+  for image_id, drawn in found.items():
+    for what, values in drawn.items():
+      kind, values = ("labels", values) if values.dtype == np.uint8 else ("maps", _grey(values))
+      write_png(workdir / "pictures" / "labelling" / stage / kind / what / f"{image_id}.png", values)
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+  return np.rint(255 * values).astype(np.uint8)
 
 
 @functools.cache

@@ -218,6 +218,86 @@ def select(probabilities: Array, thresholds: Array, ignore_label: int = 255, mas
   return jnp.where(kept, labels, jnp.asarray(ignore_label, jnp.uint8))
 
 
+# What discriminators say of a target set: outputs in 0..1 [..., D], of D of them, that differ in scale.
+
+SCALES = ("min_max", "rank")
+
+
+@struct.dataclass
+class Verdicts:
+  """How each discriminator's outputs are spread; additive over images, devices and hosts."""
+
+  counts: Array  # [D, NUM_BINS] pixels; int32 on the device, int64 once merged on the host
+  smallest: Array  # [D], inf where there is none
+  largest: Array  # [D]
+
+
+def init_verdicts(num: int) -> Verdicts:
+  """Of `num` discriminators, and no pixel."""
+  return Verdicts(jnp.zeros((num, NUM_BINS), jnp.int32), jnp.full(num, jnp.inf), jnp.full(num, -jnp.inf))
+
+
+@jax.jit
+def update_verdicts(verdicts: Verdicts, outputs: ArrayLike, mask: ArrayLike) -> Verdicts:
+  """With the pixels of `outputs` [..., D] added, where `mask` [...] is true."""
+  num = verdicts.smallest.shape[0]
+  outputs, mask = jnp.asarray(outputs, jnp.float32).reshape(-1, num), jnp.asarray(mask, bool).reshape(-1, 1)
+  index = jnp.where(mask, jnp.arange(num) * NUM_BINS + confidence_bins(outputs), num * NUM_BINS)
+  counts = verdicts.counts.reshape(-1).at[index.reshape(-1)].add(1, mode="drop").reshape(verdicts.counts.shape)
+  smallest = jnp.where(mask, outputs, jnp.inf).min(0, initial=jnp.inf)
+  largest = jnp.where(mask, outputs, -jnp.inf).max(0, initial=-jnp.inf)
+  return Verdicts(counts, jnp.minimum(verdicts.smallest, smallest), jnp.maximum(verdicts.largest, largest))
+
+
+def merge_verdicts(a: Verdicts, b: Verdicts) -> Verdicts:
+  """Of both sets of images, on the host."""
+  counts = np.add(a.counts, b.counts, dtype=np.int64)
+  return Verdicts(counts, np.minimum(a.smallest, b.smallest), np.maximum(a.largest, b.largest))
+
+
+def scale_of(verdicts: Verdicts, kind: str) -> dict[str, np.ndarray]:
+  """What brings each discriminator's outputs to one scale, 0..1, over the target set: `adversarial_confidence` wants it.
+
+  Args:
+    kind: min_max, smallest to 0 and largest to 1; rank, the share of the pixels that are smaller.
+  """
+  if kind == "min_max":
+    return {"smallest": np.asarray(verdicts.smallest, np.float32), "largest": np.asarray(verdicts.largest, np.float32)}
+  counts = np.asarray(verdicts.counts, np.float64)
+  below = np.cumsum(counts, axis=1) - counts / 2  # and half of those in the bin
+  return {"ranks": (below / np.maximum(counts.sum(1, keepdims=True), 1)).astype(np.float32)}
+
+
+@jax.jit
+def adversarial_confidence(outputs: ArrayLike, scale: dict[str, Array]) -> Array:
+  """A [...] in 0..1: the mean over discriminators of their outputs [..., D], brought to one scale by `scale_of`.
+
+  Source: multi-adversarial proxies, section 2.3; which scale is our choice.
+  """
+  outputs = jnp.asarray(outputs, jnp.float32)
+  if "ranks" in scale:
+    return scale["ranks"][jnp.arange(outputs.shape[-1]), confidence_bins(outputs)].mean(-1)
+  spread = scale["largest"] - scale["smallest"]
+  # Where all are equal, none is the more confident; what was not seen before may lie outside.
+  unit = (outputs - scale["smallest"]) / jnp.where(spread > 0, spread, 1)
+  return jnp.clip(unit, 0, 1).mean(-1)
+
+
+@jax.jit
+def update_focus(histogram: Histogram, confidence: ArrayLike, mask: ArrayLike) -> Histogram:
+  """Histogram of one pool with the pixels of `confidence` [...] added, where `mask` [...] is true."""
+  # 0 is as good a confidence as any, but would be in no pool.
+  return _update(histogram, jnp.maximum(confidence, jnp.finfo(jnp.float32).tiny)[..., None], mask)
+
+
+def focus_threshold(histogram: Histogram, portion: float, rank: str = "paper") -> Array:
+  """t1, float32 []: pixels with a confidence above it are the `portion` p1 of the greatest; at 1, -inf: all.
+
+  Source: multi-adversarial proxies, section 2.3.
+  """
+  return jnp.float32(-jnp.inf) if portion >= 1 else global_threshold(histogram, portion, rank)[0]
+
+
 def random_boxes(key: Array, num: int, patch: tuple[int, int], size: ArrayLike) -> Array:
   """Uniform (top, left) of `num` patches (h, w) inside an image of `size` (H, W), which may be traced: int32 [num, 2].
 

@@ -541,10 +541,11 @@ def _charts(stages: Sequence[dict], records: Sequence[dict]) -> Iterator[Chart]:
       f"Share of the pseudo-labels that are right, in %: {words}",
       _draw_heat(checked, "accuracy", "all classes", Normalize(0, 1)),
     )
-  for title, word, label in (("Training loss", "loss", "loss"), ("Shares of pixels", "_share", "share")):
+  kinds = {"loss": "Training loss", "_share": "Shares of pixels", "_accuracy": "Accuracies"}
+  for word, title in kinds.items():
     numbers = (name for record in records for name, value in record.items() if isinstance(value, float | int))
     if names := list(dict.fromkeys(name for name in numbers if word in name)):
-      figure = _draw_curves(records, names, label)
+      figure = _draw_curves(records, names, word.removeprefix("_"))
       yield Chart(title, f"Curves over the training steps, stage by stage: {', '.join(names)}", figure)
 
 
@@ -657,8 +658,7 @@ def _picture_rows(workdir: epath.Path, stages: Sequence[str], space: LabelSpace)
 def _map_rows(workdir: epath.Path, stages: Sequence[str], space: LabelSpace) -> str:
   """For each kind of map and each image: prediction and map after some of the stages, the last one among them."""
   pictures, result = workdir / "pictures", ""
-  kinds = sorted(path for path in (pictures / "maps").iterdir()) if (pictures / "maps").exists() else []
-  for kind in kinds:
+  for kind in _folders(pictures / "maps"):
     drawn = [name for name in stages if (kind / name).exists()]
     drawn = [drawn[i] for i in np.unique(np.linspace(0, len(drawn) - 1, min(len(drawn), MOST_MAPS)).astype(int))]
     result += f"<h2>{html.escape(kind.name)}, from none (black) to full (white)</h2>\n"
@@ -669,6 +669,29 @@ def _map_rows(workdir: epath.Path, stages: Sequence[str], space: LabelSpace) -> 
         row = "".join(_picture(caption, path, colors) for caption, path in files)
         result += f'<div class="row">\n{row}</div>\n'
   return result
+
+
+def _labelling_rows(workdir: epath.Path, stages: Sequence[str], space: LabelSpace) -> str:
+  """For each stage whose labelling has drawn something, and each image: truth, what was drawn, and the labels."""
+  pictures, result = workdir / "pictures", ""
+  for stage in stages:
+    folder = pictures / "labelling" / stage
+    kinds = {"maps": None, "labels": space}
+    drawn = [(path, colors) for kind, colors in kinds.items() for path in _folders(folder / kind)]
+    if not drawn:
+      continue
+    columns = [(pictures / "image", None), (pictures / "truth", space), *drawn]
+    columns.append((workdir / "pseudo_labels" / stage, space))
+    result += f"<h2>How {html.escape(stage)} chose its labels; maps from none (black) to full (white)</h2>\n"
+    for name in _names(pictures / "image"):
+      files = [(path.name if path.name != stage else "labels", path / f"{name}.png", colors) for path, colors in columns]
+      row = "".join(_picture(caption, path, colors) for caption, path, colors in files if path.exists())
+      result += f'<div class="row">\n{row}</div>\n'
+  return result
+
+
+def _folders(folder: epath.Path) -> list[epath.Path]:
+  return sorted(folder.iterdir()) if folder.exists() else []
 
 
 def _epochs(records: Sequence[dict]) -> str:
@@ -781,6 +804,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     _stage_table(stages),
     _epochs(records),
     _picture_rows(workdir, [stage["name"] for stage in stages], space),
+    _labelling_rows(workdir, [stage["name"] for stage in stages], space),
     _map_rows(workdir, [stage["name"] for stage in stages], space),
     f'<h2>More drawings</h2>\n<div class="charts">\n{drawings}</div>\n' if drawings else "",
   ]

@@ -4,7 +4,8 @@ A method is a module in `jax_uda/methods` with
 
     label_statistics(config) -> {name: Fold}     passes over the source labels (or none); results land in `State.hyper`
     init(config, key) -> State
-    predict(config) -> (state, images float32 [B, H, W, 3]) -> logits float32 [B, h, w, C] at `STRIDE`
+    predict(config) -> (state, images float32 [B, H, W, 3]) -> logits float32 [B, h, w, C], each a cell of s × s
+                                                 pixels, s a power of two
     stages(config, sizes) -> Sequence[Stage]     sizes: number of images by data set
 
 and the run walks its stages: label the target if the stage says so, `begin`, train, score. Data sets are called
@@ -105,6 +106,8 @@ class Labelling:
     hyper: found -> {name: array}, put in `State.hyper` before the stage begins; names that are there from the start.
     num: target images that the stage trains on, those of the greatest ease; repeated where fewer could be read.
     ease: (found, scores, valid, extras) -> float []; None where it trains on all.
+    pictures: (found, scores, valid, extras) -> {what: float [H, W] in 0..1 or labels uint8 [H, W]}, to be drawn of a few
+      images beside their labels.
   """
 
   views: Callable
@@ -118,6 +121,7 @@ class Labelling:
   lines: Callable = lambda found, classes: ()
   hyper: Callable = lambda found: {}
   ease: Callable | None = None
+  pictures: Callable | None = None
 
 
 @dataclass(frozen=True)

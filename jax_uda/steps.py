@@ -43,32 +43,37 @@ def first_network(config: ConfigDict, model: nn.Module, optimizer: optax.Gradien
   return optimizers.make_network(variables, optimizer)
 
 
+def predictor(model: nn.Module) -> Callable:
+  """(state, images float32 [B, H, W, 3]) -> logits [B, h, w, C] of the network `segmenter`."""
+  return lambda state, images: model.apply(state.networks["segmenter"].variables, images)[0]
+
+
 def train_step(
   state: State,
   batches: Mapping[str, dict[str, jax.Array]],
   key: jax.Array,
   *,
-  streams: tuple[str, ...],
+  streams: Mapping[str, Callable],
   players: Mapping[str, optax.GradientTransformation],
   loss: Callable,
-  augment: Callable,
   mine: Callable | None = None,
 ) -> tuple[State, dict[str, tuple[jax.Array, jax.Array]]]:
-  """One joint update of some players on source and target (MLSL, eqs. 3 and 7).
+  """One update of each of some players, on source and target together.
 
   Args:
     batches: {stream: a batch of the pipeline}. In the stream `train` each example knows its domain; the streams `source`
       and `target` hold one each, and are normalised apart.
     key: the stage's.
-    streams: the order in which they pass the network; the batch statistics are the last one's.
+    streams: in the order in which they pass the network, whose batch statistics are the last one's; and how each is
+      augmented: (keys [B], image, label, size, centres [B, 2]) -> image [B, h, w, 3], label [B, h, w], valid [B, h, w].
     players: the optimizer of each network that learns.
     loss: (params by player, state, parts) -> this device's part of the global loss, (batch statistics by player,
       {metric: (sum, count)}), the metrics still to be summed over devices. Parts are examples, one dict a stream.
-    augment: (keys [B], image, label, size, centres [B, 2]) -> image [B, h, w, 3], label [B, h, w], valid [B, h, w].
     mine: (keys [B], a batch, its domain [B], state) -> centres of the crops, see `mining.centre`; None: at random.
   """
   parts = [
-    examples(state, batches[name], name, jax.random.fold_in(key, int(name == "target")), augment, mine) for name in streams
+    examples(state, batches[name], name, jax.random.fold_in(key, int(name == "target")), augment, mine)
+    for name, augment in streams.items()
   ]
   params = {name: state.networks[name].params for name in players}
   gradients, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(params, state, parts)
@@ -192,10 +197,11 @@ def begin(
   return State(jnp.int32(0), {**state.networks, **fresh}, hyper)
 
 
-def augmentation(config: ConfigDict, jitter: float = 0.0) -> Callable:
-  """`config.augmentation`, its colours widened to at least `jitter`."""
+def augmentation(config: ConfigDict, jitter: float = 0.0, **fields) -> Callable:
+  """`config.augmentation` with other values of some fields, its colours widened to at least `jitter`."""
   least = {"brightness": jitter, "contrast": jitter, "saturation": jitter, "hue": jitter / 8}
-  settings = {name: max(value, least[name]) if name in least else value for name, value in config.augmentation.items()}
+  settings = {**config.augmentation, **fields}
+  settings = {name: max(value, least[name]) if name in least else value for name, value in settings.items()}
   return functools.partial(transforms.augment_batch, settings=transforms.Augmentation(**settings))
 
 

@@ -25,6 +25,7 @@ WORDS = {
   "mlsl_synthia": ("code", "sisc"),
 }
 CURRICULA = ("curriculum_gta", "curriculum_gta_bdd", "curriculum_cityscapes_bdd")
+ADVERSARIAL = ("adversarial_gta", "adversarial_synthia")
 
 
 def commands() -> list[list[str]]:
@@ -171,8 +172,29 @@ def test_the_papers_curriculum():
     assert not settings.even_mining
 
 
+def test_the_papers_multi_adversarial_proxies():
+  for name, height in (("adversarial_gta", 720), ("adversarial_synthia", 760)):
+    config = load_config(f"configs/{name}.py")
+    source, adversarial, retraining = config.source_training, config.adversarial, config.retraining
+    assert (source.steps, source.batch, source.rate, source.power) == (80_000, 4, 4e-3, 0.9)
+    assert config.optimizer.to_dict() == {"momentum": 0.9, "weight_decay": 5e-4, "decoder_multiplier": 1.0}
+    assert (adversarial.steps, adversarial.batch) == (10_000, 4)
+    assert adversarial.rate == adversarial.discriminator_rate == 1e-4
+    assert (adversarial.discriminators, adversarial.loss) == (2, "non_saturating")
+    assert (adversarial.segmentation_weight, adversarial.weight_1, adversarial.weight_2) == (1.0, 1e-3, 2e-4)
+    assert (adversarial.beta1, adversarial.beta2) == (0.9, 0.99)
+    assert (retraining.steps, retraining.batch, retraining.rate, retraining.power) == (60_000, 16, 1e-2, 0.9)
+    assert (retraining.crop, retraining.scale, retraining.fresh) == ((640, 640), (0.7, 1.3), True)
+    assert (config.labels.p1, config.labels.p2, config.labels.scale) == (0.6, 0.8, 0.5)
+    # Images of the source are seen at this height, and the crop fits in: in the canvas GTA5 is 1052 high, SYNTHIA 1024.
+    assert config.augmentation.crop == (height, 1280) and len(set(config.augmentation.scale)) == 1
+    assert config.augmentation.scale[0] * (1052 if "gta" in name else 1024) == pytest.approx(height)
+    assert adversarial.target_crop == (512, 1024) and adversarial.target_scale == 0.5
+    assert not config.statistics_steps and not retraining.jitter
+
+
 def test_what_sources_and_protocols_the_rows_have():
-  for name in ("cbst_synthia", "mlsl_synthia"):
+  for name in ("cbst_synthia", "mlsl_synthia", "adversarial_synthia"):
     config = load_config(f"configs/{name}.py")
     assert config.source.kind == "synthia" and config.protocols == "synthia16,synthia13"
   for name in ("st_gta", "cbst_gta", "mlsl_gta", "cbst_bddv"):
@@ -223,7 +245,7 @@ def test_every_config_is_in_the_readme_and_every_command_there_loads():
 
 def test_scores_in_the_readme_are_those_in_the_docstrings():
   found = rows()
-  assert {path for path, _ in found} == {f"configs/{name}.py" for name in (*WORDS, *CURRICULA)}
+  assert {path for path, _ in found} == {f"configs/{name}.py" for name in (*WORDS, *CURRICULA, *ADVERSARIAL)}
   for path, scores in found:
     said = importlib.import_module(path.removesuffix(".py").replace("/", ".")).__doc__
     for score in re.findall(r"[\d.]+", scores):

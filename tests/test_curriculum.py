@@ -364,7 +364,7 @@ def test_what_is_not_the_papers_reaches_where_it_belongs(config):
     for kind, step in stage.steps.items():
       if kind == "statistics":
         continue
-      loss, colours = step.apply.keywords["loss"].keywords, step.apply.keywords["augment"].keywords["settings"]
+      loss, colours = step.apply.keywords["loss"].keywords, step.apply.keywords["streams"][kind].keywords["settings"]
       later = stage.name != "source"
       assert loss["model"].vote_dropout == 0.3 and loss["by_epoch"] == later
       assert loss.get("even", False) == (kind == "target")

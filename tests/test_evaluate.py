@@ -130,7 +130,7 @@ def test_scales_average_softmax_at_full_resolution():
   for image, labels in zip(images, predicted(left_and_right, images, Manner(scales)), strict=True):
     each = [by_hand(left_and_right, image, one, image.shape[:2]) for one in canvases]
     assert_agree(labels, np.mean(each, axis=0))
-  views = [{"low": np.log(softmax(np.ones((4, 8, 3)) * i)), "size": np.int32([32, 64])} for i in range(2)]
+  views = [{"low": np.log(softmax(np.ones((4, 8, 3)) * i)), "stride": 8, "size": np.int32([32, 64])} for i in range(2)]
   total = inference.sum_of_views(views, (40, 70))
   assert total.shape == (64, 128, 3)
   np.testing.assert_allclose(total[:40, :70], 2 / 3, rtol=1e-6)
@@ -171,7 +171,7 @@ def test_mirroring_stays_within_the_content():
 def test_labels_come_at_any_resolution_whatever_they_are_computed_in():
   low = np.random.default_rng(0).normal(size=(4, 8, 5)).astype(np.float16)
   for size in ((64, 128), (65, 128), (100, 40), (7, 200)):
-    found = inference.predicted_labels(low, np.int32([30, 64]), size)
+    found = inference.predicted_labels({"low": low, "stride": 8, "size": np.int32([30, 64])}, size)
     assert found.shape == size and found.dtype == np.uint8
     scale = tuple(8 * n / part for n, part in zip(size, (30, 64), strict=True))
     wanted = np.argmax(interpolated(np.exp(low.astype(np.float64)), size, scale), -1)
@@ -183,7 +183,7 @@ def test_many_sizes_share_a_compilation():
   before = inference._add_view._cache_size()
   low = np.zeros((2, 2, 11), np.float16)
   for height in range(65, 129, 7):
-    inference.predicted_labels(low, np.int32([16, 16]), (height, 20 + height // 3))
+    inference.predicted_labels({"low": low, "stride": 8, "size": np.int32([16, 16])}, (height, 20 + height // 3))
   assert inference._add_view._cache_size() == before + 1
 
 

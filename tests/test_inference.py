@@ -125,7 +125,8 @@ def test_predictions_follow_the_labels_resolution():
   """A canvas twice as small as the label, filled in part: each cell covers its share of the label."""
   labels = np.array([[0, 1, 2], [2, 0, 1]])
   low = np.log(np.eye(3)[labels] * 0.9 + 0.03).astype(np.float16)
-  got = np.asarray(inference.predicted_labels(low, np.int32([16, 16]), (32, 32)))  # the third column is padding
+  view = {"low": low, "stride": 8, "size": np.int32([16, 16])}  # the third column is padding
+  got = inference.predicted_labels(view, (32, 32))
   assert got.shape == (32, 32) and got.dtype == np.uint8
   for row in range(2):
     for column in range(2):

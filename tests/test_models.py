@@ -11,7 +11,7 @@ from flax import traverse_util
 from jax_uda.errors import UserError
 from jax_uda.models import layers
 from jax_uda.models.decoders import FCN8s, Head, ImageClassifier, PyramidPooling, adaptive_average_pool, doubled
-from jax_uda.models.resnet import ResNet18
+from jax_uda.models.resnet import ResNet
 from jax_uda.models.segmenter import BACKBONES, RESNETS, STRIDE, BranchedSegmenter, Segmenter, votes
 from jax_uda.models.vgg import VGG16
 from jax_uda.models.weights import load_torchvision
@@ -68,8 +68,9 @@ def assert_trees_close(a, b, **tolerance):
 # --- sizes
 
 
-def test_resnet18_has_torchvisions_number_of_parameters():
-  assert count(shapes(ResNet18(num_classes=1000), 1, 64, 64, 3)) == 11_689_512
+@pytest.mark.parametrize(("depth", "parameters"), [(18, 11_689_512), (101, 44_549_160)])
+def test_resnets_have_torchvisions_number_of_parameters(depth, parameters):
+  assert count(shapes(ResNet(depth, num_classes=1000), 1, 64, 64, 3)) == parameters
 
 
 def test_resnet38_segmenter_has_the_parameters_of_the_published_layer_list():
@@ -158,9 +159,11 @@ def test_branched_segmenter_has_the_layers_of_the_paper():
 
 @pytest.mark.parametrize(("num_stages", "output_stride", "stride"), [(4, 32, 32), (3, 32, 16), (4, 8, 8), (3, 8, 8)])
 def test_resnet18_strides_and_stages(num_stages, output_stride, stride):
-  model = ResNet18(num_stages, output_stride)
-  (features), variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, 65, 97, 3))))
-  assert features.shape == (1, -(-65 // stride), -(-97 // stride), 128 * 2 ** (num_stages - 2))
+  for depth, wider in ((18, 1), (101, 4)):
+    model = ResNet(depth, num_stages, output_stride)
+    maps, variables = jax.eval_shape(lambda m=model: m.init_with_output(jax.random.key(0), jnp.zeros((1, 65, 97, 3))))
+    assert maps[-1].shape == (1, -(-65 // stride), -(-97 // stride), wider * 128 * 2 ** (num_stages - 2))
+    assert maps[0].shape == (1, 17, 25, wider * 64) and len(maps) == num_stages
   assert any(name.startswith("layer4") for name in variables["params"]) == (num_stages == 4)
 
 
@@ -185,10 +188,10 @@ def test_parameters_fall_into_backbone_and_head():
 
 def test_dilated_resnet18_agrees_with_the_strided_one_where_both_look():
   x = images(2, 65, 97)
-  strided, dilated = (ResNet18(width=0.125, output_stride=s) for s in (32, 8))
+  strided, dilated = (ResNet(width=0.125, output_stride=s) for s in (32, 8))
   variables = random_variables(strided, x)
-  every_fourth = apply(dilated, variables, x)[:, ::4, ::4]
-  np.testing.assert_allclose(every_fourth, apply(strided, variables, x), rtol=1e-4, atol=1e-4)
+  every_fourth = apply(dilated, variables, x)[-1][:, ::4, ::4]
+  np.testing.assert_allclose(every_fourth, apply(strided, variables, x)[-1], rtol=1e-4, atol=1e-4)
 
 
 def test_convolution_pads_like_torch():
@@ -613,7 +616,7 @@ def test_unknown_fields_of_the_branched_segmenter_are_errors_in_one_line(fields,
 
 def test_unknown_output_stride_and_activation():
   with pytest.raises(UserError, match="output_stride of ResNet-18 is 16; choose 8 or 32"):
-    shapes(ResNet18(output_stride=16), 1, 32, 32, 3)
+    shapes(ResNet(output_stride=16), 1, 32, 32, 3)
   with pytest.raises(UserError, match=r"activation 'gelu'.*paper, code"):
     shapes(ImageClassifier(5, "gelu"), 1, 4, 4, 8)
 

@@ -7,7 +7,7 @@ from flax import traverse_util
 
 from jax_uda.errors import UserError
 from jax_uda.models.segmenter import Segmenter
-from jax_uda.models.weights import Report, load_torchvision, resnet_names
+from jax_uda.models.weights import Report, load_torchvision, torchvision_names
 
 
 def segmenter_variables(backbone="resnet18", **fields):
@@ -64,7 +64,7 @@ def assert_one_line(error, *parts):
 
 
 def test_names_cover_the_backbone_once(variables, arrays):
-  names = resnet_names(variables)
+  names = torchvision_names(variables)
   assert names["params", "backbone", "layer2_0", "downsample_0", "kernel"] == "layer2.0.downsample.0.weight"
   assert names["batch_stats", "backbone", "layer2_0", "downsample_1", "var"] == "layer2.0.downsample.1.running_var"
   assert names["params", "backbone", "bn1", "scale"] == "bn1.weight"
@@ -80,7 +80,7 @@ def test_every_array_arrives_in_its_place(variables, arrays, file):
   assert (len(report.loaded), report.missing, report.mismatched) == (100, (), ())
   assert set(report.unused) == {name for name in arrays if name.startswith("fc.") or "num_batches" in name}
   assert jax.tree.structure(loaded) == jax.tree.structure(variables)
-  for path, name in resnet_names(variables).items():
+  for path, name in torchvision_names(variables).items():
     leaf = traverse_util.flatten_dict(loaded)[path]
     expected = arrays[name].transpose(2, 3, 1, 0) if arrays[name].ndim == 4 else arrays[name]
     assert leaf.dtype == jnp.float32

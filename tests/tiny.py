@@ -33,6 +33,9 @@ TINY = {
   "decoder_norm": True,
   "vote_dropout": 0.5,
   "even_mining": True,
+  "channels": 8,
+  "units": 1,
+  "target_crop": (32, 64),
   "probability": 0.0,  # mining: tests of it turn it on
 }
 

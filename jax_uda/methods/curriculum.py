@@ -182,7 +182,7 @@ def _train_step(
   by_epoch: bool = False,
 ) -> TrainStep:
   loss = functools.partial(loss, domain=stream, by_epoch=by_epoch)
-  how = {"streams": (stream,), "players": players, "loss": loss, "augment": steps.augmentation(config, jitter)}
+  how = {"streams": {stream: steps.augmentation(config, jitter)}, "players": players, "loss": loss}
   return TrainStep((stream,), functools.partial(steps.train_step, **how))
 
 

@@ -58,13 +58,7 @@ def init(config: ConfigDict, key: jax.Array) -> State:
 
 def predict(config: ConfigDict) -> Callable:
   """(state, images float32 [B, H, W, 3]) -> logits [B, h, w, C]."""
-  model = segmenter(config)
-
-  def logits(state: State, images: jax.Array) -> jax.Array:
-    network = state.networks["segmenter"]
-    return model.apply(network.variables, images)[0]
-
-  return logits
+  return steps.predictor(segmenter(config))
 
 
 def label_statistics(config: ConfigDict) -> dict[str, Fold]:
@@ -178,20 +172,20 @@ def supervised_loss(
 def source_step(config: ConfigDict, players: Mapping[str, optax.GradientTransformation]) -> TrainStep:
   """`steps.train_step` of the stage `source`."""
   loss = functools.partial(supervised_loss, model=segmenter(config), at=_loss_at(config))
-  how = {"streams": ("train",), "players": players, "loss": loss, "augment": steps.augmentation(config)}
+  how = {"streams": {"train": steps.augmentation(config)}, "players": players, "loss": loss}
   return TrainStep(("train",), functools.partial(steps.train_step, **how))
 
 
 def round_step(config: ConfigDict, players: Mapping[str, optax.GradientTransformation], loss: Callable) -> TrainStep:
   """`steps.train_step` of the rounds, on what `config.mode` trains on."""
   paired = config.rounds.paired and config.mode != "source_only"
-  streams = ("source", "target") if paired else ("train",)
-  how = {"streams": streams, "players": players, "loss": loss, "augment": steps.augmentation(config, config.rounds.jitter)}
+  streams = dict.fromkeys(("source", "target") if paired else ("train",), steps.augmentation(config, config.rounds.jitter))
+  how = {"streams": streams, "players": players, "loss": loss}
   if mines(config):
     settings = config.mining
     domains = {"target": (steps.TARGET,), "source": (steps.SOURCE,), "both": (steps.SOURCE, steps.TARGET)}[settings.on]
     how["mine"] = functools.partial(mined_centres, probability=settings.probability, domains=domains)
-  return TrainStep(streams, functools.partial(steps.train_step, **how))
+  return TrainStep(tuple(streams), functools.partial(steps.train_step, **how))
 
 
 def mines(config: ConfigDict) -> bool:

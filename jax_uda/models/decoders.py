@@ -1,5 +1,6 @@
 """What sits on a backbone's maps [B, h, w, F]: the segmentation heads and the image-level classifier."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -140,6 +141,64 @@ class PyramidPooling(nn.Module):
       some = layers.dropout(x, self.vote_dropout, keys, FIRST_BRANCH + branch, channels=True)
       self.sow("votes", "cast", logits(some))
     return logits(x)
+
+
+class FusionDecoder(nn.Module):
+  """Light decoder of the multi-adversarial proxies (section 2.4, figure 4): coarse maps go up and meet finer ones.
+
+  Every map is brought to the same number of channels; the coarse one passes a series of units, is upsampled, and the finer
+  one is added. The units are residual: two dilated 3×3 convolutions, ReLU before each, no BatchNorm (RefineNet's, Lin et
+  al. 2017; that, their number and the dilation are our choice).
+
+  Attributes:
+    channels: of all that it computes.
+    units: in each series.
+    dilation: of the 3×3 convolutions.
+    dtype: it computes in.
+  """
+
+  channels: int = 128
+  units: int = 2
+  dilation: int = 2
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, maps: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """Fuses maps [B, h, w, F] of one image, finest first, each rounded up to half the size of the one before.
+
+    Returns:
+      The fused maps [B, h, w, channels], finest first: of the sizes of all `maps` but the last.
+    """
+    *finer, coarsest = maps
+    conv = partial(layers.conv, self.channels, bias=True, dtype=self.dtype)
+    x, fused = conv(1, name="reduce")(coarsest), []
+    for level, finer_map in reversed(list(enumerate(finer))):
+      for unit in range(self.units):
+        y = x
+        for i in (1, 2):
+          y = conv(3, dilation=self.dilation, name=f"level{level}_unit{unit}_conv{i}")(nn.relu(y))
+        x += y
+      x = doubled(x, finer_map.shape[1:3]) + conv(1, name=f"level{level}_reduce")(finer_map)
+      fused.append(x)
+    return tuple(reversed(fused))
+
+
+class ASPP(nn.Module):
+  """Atrous spatial pyramid pooling of DeepLab-v2 (Chen et al. 2018): 3×3 convolutions of several dilations, added up.
+
+  Attributes:
+    num_classes: C.
+    rates: the dilations; those of the multi-adversarial proxies (section 2.4).
+  """
+
+  num_classes: int
+  rates: tuple[int, ...] = (1, 2, 4, 8)
+
+  @nn.compact
+  def __call__(self, features: jax.Array) -> jax.Array:
+    """Maps features [B, h, w, F] to float32 logits [B, h, w, C]."""
+    conv = partial(layers.conv, self.num_classes, 3, bias=True, kernel_init=layers.small_normal)
+    return sum(conv(dilation=rate, name=f"rate{rate}_logits")(features) for rate in self.rates)
 
 
 def adaptive_average_pool(maps: jax.Array, bins: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The segmentation networks: a backbone, and a head or several decoders that give logits at stride 8."""
+"""The segmentation networks: a backbone, and a head or several decoders that give logits at stride 8 or 4."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,15 +9,16 @@ from flax import linen as nn
 
 from jax_uda.errors import UserError
 from jax_uda.models import layers
-from jax_uda.models.decoders import FCN8s, Head, PyramidPooling
-from jax_uda.models.resnet import ResNet18
+from jax_uda.models.decoders import ASPP, FCN8s, FusionDecoder, Head, PyramidPooling
+from jax_uda.models.resnet import ResNet
 from jax_uda.models.vgg import VGG16
 from jax_uda.models.wide_resnet import ResNet38
 
-STRIDE = 8  # pixels per position of the logits
+STRIDE = 8  # pixels per position of the logits; `FusionSegmenter` has 4
 RESNETS = ("resnet18", "resnet38")
 BACKBONES = (*RESNETS, "fcn8s_vgg16")
-WITHOUT_BATCH_NORM = ("fcn8s_vgg16",)
+FUSED_BACKBONES = ("resnet18", "resnet101", "vgg16")
+WITHOUT_BATCH_NORM = ("fcn8s_vgg16", "vgg16")
 
 
 class Segmenter(nn.Module):
@@ -130,6 +131,57 @@ class BranchedSegmenter(nn.Module):
     return jnp.stack([decoder(latent, train, keys, branch) for branch, decoder in enumerate(decoders)]), latent
 
 
+class FusionSegmenter(nn.Module):
+  """The network of the multi-adversarial proxies (section 2.4): features F, found under `backbone` and `decoder` in the
+  parameters, and the classifier C, under `head`.
+
+  Attributes:
+    num_classes: C.
+    backbone: resnet18, resnet101 or vgg16, none of them dilated.
+    width: multiplies the backbone's channels.
+    num_stages: of resnet18 and resnet101: 4, or 3 to leave out layer4.
+    channels: of the fused maps.
+    units, dilation: of the decoder, see `FusionDecoder`.
+    batch_norm: per_device, synced or frozen (see `layers.batch_norm`); vgg16 has none, so no `batch_stats` either.
+    dtype: float32 or bfloat16, what the layers compute in; parameters and logits are float32.
+    dropout: there is none, here for other networks' sake.
+  """
+
+  num_classes: int
+  backbone: str = "resnet101"
+  width: float = 1.0
+  num_stages: int = 4
+  channels: int = 128
+  units: int = 2
+  dilation: int = 2
+  batch_norm: str = "per_device"
+  dtype: str = "float32"
+  dropout: bool = False
+
+  @nn.compact
+  def __call__(
+    self, images: jax.Array, train: bool = False, keys: jax.Array | None = None
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Segments images.
+
+    Args:
+      images: [B, H, W, 3] float, normalised RGB.
+      train: whether batch statistics are used and updated (`batch_stats` must then be mutable unless frozen).
+      keys: not needed.
+
+    Returns:
+      Logits [B, ceil(H / 4), ceil(W / 4), C] in float32; F's map [B, ceil(H / 4), ceil(W / 4), channels], and that of its
+      part F_l, [B, ceil(H / 8), ceil(W / 8), channels].
+
+    Raises:
+      UserError: a field has a value that is not offered.
+    """
+    maps = _maps(self, FUSED_BACKBONES, images, train, keys)
+    dtype = layers.compute_dtype(self.dtype)
+    high, mid, *_ = FusionDecoder(self.channels, self.units, self.dilation, dtype, name="decoder")(maps)
+    return ASPP(self.num_classes, name="head")(high), (high, mid)
+
+
 def votes(logits: jax.Array, changed: Mapping[str, Any]) -> jax.Array:
   """The logits [E, B, h, w, C] by which the branches of a `BranchedSegmenter` vote: with `vote_dropout`.
 
@@ -142,18 +194,25 @@ def votes(logits: jax.Array, changed: Mapping[str, Any]) -> jax.Array:
 
 
 def _maps(
-  model: Segmenter | BranchedSegmenter, offered: tuple[str, ...], images: jax.Array, train: bool, keys: jax.Array | None
+  model: Segmenter | BranchedSegmenter | FusionSegmenter,
+  offered: tuple[str, ...],
+  images: jax.Array,
+  train: bool,
+  keys: jax.Array | None,
 ) -> tuple[jax.Array, ...]:
   """What the backbone of a segmenter, one of those `offered`, hands to its head; the last is the latent map."""
   if model.backbone not in offered:
     raise UserError(f"unknown backbone {model.backbone!r} of the segmenter; choose one of {', '.join(offered)}")
-  if model.backbone != "resnet18" and model.num_stages != 4:
+  if model.backbone not in ("resnet18", "resnet101") and model.num_stages != 4:
     raise UserError(f"num_stages is {model.num_stages}, but {model.backbone} is always whole; leave it at 4")
+  fused = offered == FUSED_BACKBONES
   trunk = {"width": model.width, "dtype": layers.compute_dtype(model.dtype), "name": "backbone"}
   match model.backbone:
-    case "resnet18":
-      return (ResNet18(model.num_stages, STRIDE, batch_norm=model.batch_norm, **trunk)(images, train),)
+    case "resnet18" | "resnet101":
+      depth, stride = int(model.backbone.removeprefix("resnet")), 32 if fused else STRIDE
+      maps = ResNet(depth, model.num_stages, stride, batch_norm=model.batch_norm, **trunk)(images, train)
+      return maps if fused else maps[-1:]
     case "resnet38":
       return (ResNet38(dropout=model.dropout, batch_norm=model.batch_norm, **trunk)(images, train, keys),)
-    case "fcn8s_vgg16":
-      return VGG16(dropout=model.dropout, **trunk)(images, train, keys)
+    case "fcn8s_vgg16" | "vgg16":
+      return VGG16(classifier=not fused, dropout=model.dropout, **trunk)(images, train, keys)

@@ -1,4 +1,4 @@
-"""VGG16 (Simonyan and Zisserman 2015), its classifier turned into convolutions as FCN does (Long et al. 2015).
+"""VGG16 (Simonyan and Zisserman 2015), bare or with its classifier turned into convolutions as FCN does (Long et al. 2015).
 
 The 13 convolutions bear torchvision's names with `_` for `.`; `fc6` and `fc7` are its `classifier.0` and `classifier.3`.
 """
@@ -24,19 +24,21 @@ class VGG16(nn.Module):
 
   Attributes:
     width: multiplies the channels of every layer.
+    classifier: whether `fc6` and `fc7` sit on top of it.
     dropout: whether training drops half of the values after `fc6` and `fc7`.
     dtype: the layers compute in; parameters are float32.
   """
 
   width: float = 1.0
+  classifier: bool = True
   dropout: bool = True
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(
     self, images: jax.Array, train: bool = False, keys: jax.Array | None = None
-  ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Computes the maps that FCN-8s scores.
+  ) -> tuple[jax.Array, ...]:
+    """Computes the maps that FCN-8s scores; or, without the classifier, those of the last four pools.
 
     Args:
       images: [B, H, W, 3] normalised RGB.
@@ -45,12 +47,13 @@ class VGG16(nn.Module):
 
     Returns:
       pool3 [B, ceil(H / 8), ceil(W / 8), 256 · width], pool4 [B, ceil(H / 16), ceil(W / 16), 512 · width] and
-      fc7 [B, ceil(H / 32), ceil(W / 32), 4096 · width], after its ReLU and dropout.
+      fc7 [B, ceil(H / 32), ceil(W / 32), 4096 · width], after its ReLU and dropout. Without the classifier pool2 to pool5
+      [B, ceil(H / s), ceil(W / s), F] at the strides s = 4, 8, 16 and 32, F = 128, 256, 512 and 512 · width.
 
     Raises:
       ValueError: dropout is on and `keys` is None.
     """
-    dropping = train and self.dropout
+    dropping = train and self.classifier and self.dropout
     if dropping and keys is None:
       raise ValueError("training VGG16 with dropout needs `keys`, one PRNG key per example")
     conv = partial(layers.conv, bias=True, dtype=self.dtype)
@@ -61,6 +64,8 @@ class VGG16(nn.Module):
         place += 2  # torchvision counts the ReLU, too
       pools.append(x := nn.max_pool(x, (2, 2), strides=(2, 2), padding="SAME"))
       place += 1
+    if not self.classifier:
+      return tuple(pools[1:])
     for layer, kernel in ((6, 7), (7, 1)):
       x = nn.relu(conv(layers.scaled(4096, self.width), kernel, name=f"fc{layer}")(x))
       if dropping:

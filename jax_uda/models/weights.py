@@ -48,8 +48,8 @@ class Report:
   mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
 
 
-def resnet_names(variables: Variables) -> dict[Path, str]:
-  """Returns torchvision's name of every array of the `backbone` in a ResNet segmenter's variables.
+def torchvision_names(variables: Variables) -> dict[Path, str]:
+  """Returns torchvision's name of every array of the `backbone` in a segmenter's variables.
 
   Modules already bear torchvision's names, with `_` for `.`: ("params", "backbone", "layer1_0", "conv1", "kernel") is
   layer1.0.conv1.weight.
@@ -62,7 +62,7 @@ def resnet_names(variables: Variables) -> dict[Path, str]:
 
 
 def load_torchvision(path: str, variables: Variables, partial: bool = False) -> tuple[Variables, Report]:
-  """Takes over the backbone of a ResNet-18 segmenter from a torchvision-layout .safetensors file.
+  """Takes over the backbone of a segmenter, ResNet or VGG16, from a torchvision-layout .safetensors file.
 
   Args:
     path: of the file.
@@ -70,14 +70,14 @@ def load_torchvision(path: str, variables: Variables, partial: bool = False) -> 
     partial: goes on where names are missing, unknown or of another shape; what is not loaded keeps its value.
 
   Returns:
-    New variables, and the report of what was loaded. The classifier `fc`, a layer4 that the network leaves out, and
-    `num_batches_tracked` are unused and no reason to stop.
+    New variables, and the report of what was loaded. The classifier (`fc`, `classifier`), a layer4 that the network leaves
+    out, and `num_batches_tracked` are unused and no reason to stop.
 
   Raises:
     UserError: the file cannot be read, nothing in it fits, or some names do not fit and `partial` is not set.
   """
   arrays = _read_safetensors(path)
-  new, report = _take_over(arrays, variables, resnet_names(variables), TORCH_AXES)
+  new, report = _take_over(arrays, variables, torchvision_names(variables), TORCH_AXES)
   if not report.loaded:
     raise UserError(
       f"nothing in the weights {path} fits this network; expected torchvision's names of its backbone, "
@@ -154,7 +154,7 @@ def _take_over(
 
 
 def _left_out(name: str) -> bool:
-  return name.startswith(("fc.", "layer4.")) or name.endswith(".num_batches_tracked")
+  return name.startswith(("fc.", "classifier.", "layer4.")) or name.endswith(".num_batches_tracked")
 
 
 def listing(names: Iterable[str]) -> str:

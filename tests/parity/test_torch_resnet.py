@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from jax_uda.models.decoders import Head, ImageClassifier
-from jax_uda.models.resnet import ResNet18
+from jax_uda.models.resnet import ResNet
 from jax_uda.models.segmenter import Segmenter
 from jax_uda.models.weights import TORCH_AXES, load_torchvision
 
@@ -119,14 +119,14 @@ def test_resnet18_from_a_file_computes_what_torch_does(output_stride, size, tmp_
   variables, report = load_torchvision(str(path), empty(Segmenter(5, "resnet18"), x))
   assert len(report.loaded) == 100
   backbone = {collection: tree["backbone"] for collection, tree in variables.items()}
-  features = jax.jit(ResNet18(output_stride=output_stride).apply)(backbone, x)
+  features = jax.jit(ResNet(output_stride=output_stride).apply)(backbone, x)[-1]
   assert_equal_to_rounding(features, theirs.features(nchw(x)))
 
 
 def test_resnet18_with_its_classifier():
   theirs = randomise(TorchResNet18(dilated=False))
   x = images(64, 64)
-  ours = ResNet18(num_classes=10)
+  ours = ResNet(num_classes=10)
 
   def name(collection, modules, leaf):
     return ".".join((*modules, "")).replace("_", ".") + LEAVES[leaf]
