@@ -355,6 +355,13 @@ def test_warnings():
   assert curriculum.warnings([*[starved] * 4, record()], classes=classes) == []
 
 
+@pytest.mark.parametrize("mode", ["oracle", "source_only"])
+def test_true_labels_warn_of_nothing(config, mode):
+  true = {"target_hard_share": 0.001, "target_kept_share": 1.0}  # and no shares of proxy labels
+  for stage in planned(changed(config, mode=mode)):
+    assert not stage.warnings([true] * 5)
+
+
 def test_what_is_not_the_papers_reaches_where_it_belongs(config):
   config = changed(
     config, curriculum__vote_dropout=0.3, curriculum__jitter=0.25, augmentation__hue=0.0,

@@ -124,7 +124,8 @@ def _parts(
       # The optimizer starts with the curriculum, and goes on with its parts.
       begin=functools.partial(steps.begin, players={} if first else players, hyper=hyper, num_steps=num_steps),
       pick=functools.partial(domain_of_step, config=config, epoch_steps=epoch_steps, start=start),
-      warnings=functools.partial(warnings, classes=config.classes),
+      # What these warn of are proxy labels.
+      **({"warnings": functools.partial(warnings, classes=config.classes)} if config.mode == "adapt" else {}),
     )
     result.append(steps.followed_by(stage, statistics) if statistics else stage)
     first = last
