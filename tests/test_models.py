@@ -12,7 +12,16 @@ from jax_uda.errors import UserError
 from jax_uda.models import layers
 from jax_uda.models.decoders import FCN8s, Head, ImageClassifier, PyramidPooling, adaptive_average_pool, doubled
 from jax_uda.models.resnet import ResNet
-from jax_uda.models.segmenter import BACKBONES, RESNETS, STRIDE, BranchedSegmenter, Segmenter, votes
+from jax_uda.models.segmenter import (
+  BACKBONES,
+  FUSED_BACKBONES,
+  RESNETS,
+  STRIDE,
+  BranchedSegmenter,
+  FusionSegmenter,
+  Segmenter,
+  votes,
+)
 from jax_uda.models.vgg import VGG16
 from jax_uda.models.weights import load_torchvision
 from jax_uda.state import DEVICE_AXIS
@@ -109,6 +118,28 @@ def test_fcn8s_vgg16_has_the_parameters_of_the_published_layer_list():
   places = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of the convolutions in torchvision's vgg16().features
   assert set(params["backbone"]) == {*(f"features_{i}" for i in places), "fc6", "fc7"}
   assert [params["backbone"][f"features_{i}"]["bias"].size for i in places] == outputs
+
+
+@pytest.mark.parametrize("backbone", FUSED_BACKBONES)
+def test_fusion_segmenter_has_the_parameters_of_the_published_backbones(backbone):
+  params = shapes(FusionSegmenter(19, backbone), 1, 64, 96, 3)["params"]
+  published = {"resnet18": 11_689_512 - 513_000, "resnet101": 44_549_160 - 2_049_000, "vgg16": 14_714_688}  # without fc
+  assert count({"params": params["backbone"]}) == published[backbone]
+  features = {"resnet18": (64, 128, 256, 512), "resnet101": (256, 512, 1024, 2048), "vgg16": (128, 256, 512, 512)}[backbone]
+  reductions = sum(n * 128 + 128 for n in features)
+  units = 3 * 2 * 2 * (9 * 128 * 128 + 128)  # levels, units, convolutions
+  assert count({"params": params["decoder"]}) == reductions + units
+  assert count({"params": params["head"]}) == 4 * (9 * 128 * 19 + 19)
+
+
+@pytest.mark.parametrize("backbone", FUSED_BACKBONES)
+@pytest.mark.parametrize("size", [(64, 96), (65, 97), (33, 40), (1, 7)])
+def test_fused_maps_are_at_strides_4_and_8(backbone, size):
+  model = FusionSegmenter(5, backbone, width=0.0625, channels=4, units=1)
+  logits, features = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((2, *size, 3)))[0]
+  quarter, eighth = (tuple(-(-n // stride) for n in size) for stride in (4, 8))
+  assert logits.shape == (2, *quarter, 5) and logits.dtype == jnp.float32
+  assert [x.shape for x in features] == [(2, *quarter, 4), (2, *eighth, 4)]
 
 
 def test_image_classifier_has_the_layers_of_the_paper():

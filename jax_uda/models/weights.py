@@ -28,6 +28,7 @@ TORCH_LEAVES = {
 }
 TORCH_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}  # where PyTorch's axes are in ours: OI from IO, OIHW from HWIO
 CLASSIFIERS = ("logits", "score_fc7", "score_pool4", "score_pool3")  # layers with an output for each class
+LEFT_OUT = ("fc.", "layer4.")  # what a file may have and a network need not
 MOST_NAMES = 20  # of one kind in an error line
 
 
@@ -83,7 +84,9 @@ def load_torchvision(path: str, variables: Variables, partial: bool = False) -> 
       f"nothing in the weights {path} fits this network; expected torchvision's names of its backbone, "
       "and its width"
     )
-  unknown = [name for name in report.unused if not _left_out(name)]
+  # Of VGG16's classifier, what FCN makes of it would be another thing to take over.
+  left_out = LEFT_OUT if any(name.startswith("fc6.") for name in report.missing) else (*LEFT_OUT, "classifier.")
+  unknown = [name for name in report.unused if not name.startswith(left_out) and not name.endswith(".num_batches_tracked")]
   if not partial and (report.missing or report.mismatched or unknown):
     other_shapes = [f"{name} (file {there}, network {here})" for name, there, here in report.mismatched]
     faults = {"missing from the file": report.missing, "of another shape": other_shapes, "unknown": unknown}
@@ -151,10 +154,6 @@ def _take_over(
   unused = set(arrays) - set(names.values())
   report = Report(tuple(sorted(loaded)), tuple(sorted(missing)), tuple(sorted(unused)), tuple(sorted(mismatched)))
   return traverse_util.unflatten_dict(flat), report
-
-
-def _left_out(name: str) -> bool:
-  return name.startswith(("fc.", "classifier.", "layer4.")) or name.endswith(".num_batches_tracked")
 
 
 def listing(names: Iterable[str]) -> str:

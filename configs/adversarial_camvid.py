@@ -1,0 +1,26 @@
+"""Multi-adversarial proxies on real photographs: CamVid by day → at dusk, ResNet-18 to layer3, at 180x240.
+
+  python -m jax_uda.main --config configs/adversarial_camvid.py --config.data_dir=DATA --workdir runs/adversarial_camvid \\
+    --config.weights=resnet18.safetensors
+
+Data and weights are those of `mlsl_camvid.py`, see there.
+"""
+
+from configs import default, mlsl_camvid
+
+
+def get_config():
+  """The network that is retrained has as many steps as the one that labels for it."""
+  config = default.adversarial()
+  other = mlsl_camvid.get_config()
+  config.update({name: other[name] for name in ("source", "target", "test", "canvas", "eval_batch")})
+  config.network.update({"backbone": "resnet18", "num_stages": 3, "channels": 64, "units": 1})
+  config.augmentation.update({"crop": (144, 192), "scale": (0.7, 1.3)})
+  config.optimizer.decoder_multiplier = 10.0  # the decoder is new, the backbone is not
+  config.source_training.update({"steps": 600, "batch": 6, "rate": 0.01})
+  config.adversarial.update({"steps": 300, "batch": 3, "rate": 0.001, "discriminator_rate": 1e-3, "channels": 32})
+  config.adversarial.update({"weight_1": 0.01, "weight_2": 0.002, "target_crop": (180, 240), "target_scale": 1.0})
+  config.labels.update({"scale": 1.0, "batch": 4})
+  config.retraining.update({"steps": 900, "batch": 6, "rate": 0.01, "crop": (144, 192), "jitter": 0.4})
+  config.statistics_steps = 21  # each image once
+  return config

@@ -1,0 +1,26 @@
+"""The rungs of Shen et al. (2019), table 3, from source only to an oracle; for configs of the method `adversarial`.
+
+All from one source stage a seed. What is retrained is retrained afresh, so give `retraining.steps` as many as `source` and
+`adversarial` have together, and every network that is scored has had equal steps. One rung is not the paper's: its
+discriminators move nothing, and what it gains it owes to the target's batch statistics; compare the others with it, too.
+
+  python -m jax_uda.ladder --config configs/adversarial_camvid.py --variants configs/ladders/adversarial.py --seeds 0,1 \\
+    --workdir runs/adversarial_ladder --config.data_dir=DATA --config.weights=resnet18.safetensors
+"""
+
+BASELINE, CEILING = "source only", "oracle"
+
+
+def get_variants():
+  """Name of the rung -> fields of the config."""
+  one, without = {"adversarial.discriminators": 1}, {"retraining.steps": 0}
+  return {
+    "source only": {"mode": "source_only"},
+    "+ target's statistics": {"adversarial.weight_1": 0.0, "adversarial.weight_2": 0.0, **without},
+    "one discriminator": {**one, **without},
+    "two discriminators": without,
+    "proxies with one": one,
+    "proxies with two": {},
+    "proxies with two, multi-scale": {"eval_scales": "0.75,1,1.25"},
+    "oracle": {"mode": "oracle"},
+  }

@@ -1,0 +1,379 @@
+"""Multi-adversarial proxies: what each player pays and moves, how proxies are chosen, what the stages are."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_uda import experiment, losses, parallel, pseudo_labels
+from jax_uda import run as run_module
+from jax_uda.data.label_spaces import CITYSCAPES19, IGNORE
+from jax_uda.errors import UserError
+from jax_uda.methods import adversarial
+from jax_uda.models.discriminator import PatchDiscriminator
+from jax_uda.state import DEVICE_AXIS
+from tests.test_curriculum import changed
+from tests.test_methods import SIZES, first_state, make_batch
+from tests.tiny import tiny
+
+
+@pytest.fixture(scope="module")
+def config():
+  return tiny("adversarial")
+
+
+def planned(config):
+  return experiment.plan(config, CITYSCAPES19, {}, SIZES)
+
+
+# --- the game ---
+
+
+def test_what_the_players_pay():
+  """By hand, of an output of 0 (a probability of one half) and of log 3 (three quarters)."""
+  half, most = jnp.float32(0), jnp.log(3.0)
+  for name in ("non_saturating", "minimax"):
+    game = losses.GAMES[name]
+    np.testing.assert_allclose([game.probability(x) for x in (half, most)], [0.5, 0.75], rtol=1e-6)
+    np.testing.assert_allclose([game.tell_source(x) for x in (half, most)], -np.log([0.5, 0.75]), rtol=1e-6)
+    np.testing.assert_allclose([game.tell_target(x) for x in (half, most)], -np.log([0.5, 0.25]), rtol=1e-6)
+    np.testing.assert_allclose(game.chance, game.tell_source(half), rtol=1e-6)
+  np.testing.assert_allclose(losses.GAMES["non_saturating"].fool_target(most), -np.log(0.75), rtol=1e-6)
+  assert losses.GAMES["non_saturating"].fool_source is None
+  minimax = losses.GAMES["minimax"]
+  np.testing.assert_allclose(minimax.fool_target(most), np.log(0.25), rtol=1e-6)  # eqs. 2 to 4, which F makes small
+  np.testing.assert_allclose(minimax.fool_source(most), np.log(0.75), rtol=1e-6)
+  squares = losses.GAMES["least_squares"]
+  np.testing.assert_allclose([squares.tell_source(0.75), squares.tell_target(0.75)], [0.0625, 0.5625])
+  assert squares.fool_target(0.75) == 0.0625 and squares.probability(1.5) == 1
+  assert squares.tell_source(0.5) == squares.chance
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 8), (9, 17), (45, 33)])
+def test_discriminators_halve_and_round_up(size):
+  for poolings in (2, 3):
+    out = jax.eval_shape(
+      lambda x, n=poolings: PatchDiscriminator(n, 4).init_with_output(jax.random.key(0), x)[0], jnp.zeros((2, *size, 6))
+    )
+    assert out.shape == (2, *(-(-n // 2**poolings) for n in size)) and out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("image", [(64, 96), (65, 97), (33, 130), (720, 1280)])
+def test_both_depths_are_judged_at_a_thirty_second(config, image):
+  model, judges = adversarial.segmenter(changed(config, num_classes=19)), adversarial.discriminators(config)
+
+  def verdicts(key, images):
+    _, features = model.init_with_output(key, images)[0]
+    return [judge.init_with_output(key, x)[0] for judge, x in zip(judges.values(), features, strict=True)]
+
+  out = jax.eval_shape(verdicts, jax.random.key(0), jnp.zeros((1, *image, 3)))
+  assert [x.shape for x in out] == 2 * [(1, *(-(-n // 32) for n in image))]
+
+
+@pytest.fixture(scope="module")
+def played(config):
+  """(loss's keywords, params, state, parts) of one step."""
+  plan = planned(config)
+  (stage,) = (stage for stage in plan.stages if stage.name == "adversarial")
+  state = first_state(plan, stage)
+  parts = []
+  for seed, (height, width) in enumerate(((40, 48), (32, 64))):  # the domains may differ in size
+    batch = make_batch(2, (height, width), seed)
+    valid = np.ones((2, height, width), bool)
+    valid[1, :, 32:] = seed == 0  # padding of the target
+    image = jnp.asarray(batch["image"], jnp.float32) / 128 - 1
+    label = jnp.full((2, height, width), IGNORE) if seed else jnp.asarray(batch["label"])
+    keys = jax.random.split(jax.random.key(seed), 2)
+    parts.append({"image": image, "label": label, "valid": valid, "keys": keys, "domain": jnp.full(2, seed)})
+  params = {name: network.params for name, network in state.networks.items()}
+  return adversarial.adversarial_rule(plan.config).keywords, params, state, parts
+
+
+def pay(played, devices=1, **other):
+  """(loss, metrics, gradient by player) of one step."""
+  keywords, params, state, parts = played
+
+  def value(params):
+    loss, (_, metrics) = adversarial.adversarial_loss(params, state, parts, **{**keywords, **other})
+    return loss, metrics
+
+  def run(_):
+    return jax.value_and_grad(value, has_aux=True)(params)
+
+  (loss, metrics), gradient = jax.jit(jax.vmap(run, axis_name=DEVICE_AXIS))(jnp.zeros(devices))
+  first = functools.partial(jax.tree.map, lambda x: np.asarray(x[0]))
+  return float(loss[0]), first(metrics), first(gradient)
+
+
+def norms(gradient):
+  return {name: float(optax.global_norm(tree)) for name, tree in gradient.items()}
+
+
+def equal(a, b):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7), a, b)
+
+
+def equal_bits(a, b):
+  return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+
+
+@pytest.mark.parametrize("rules", losses.GAMES)
+def test_nobody_moves_another(played, rules):
+  rules = losses.GAMES[rules]
+  _, _, alone = pay(played, rules=rules, segmentation_weight=1.0, weights=(0.0, 0.0))
+  _, _, idle = pay(played, rules=rules, segmentation_weight=0.0, weights=(0.0, 0.0))
+  _, _, both = pay(played, rules=rules, segmentation_weight=1.0, weights=(3.0, 0.5))
+  assert norms(idle)["segmenter"] == 0  # what discriminators pay does not reach the features
+  assert min(norms(idle)["discriminator_1"], norms(idle)["discriminator_2"]) > 0
+  for name in ("discriminator_1", "discriminator_2"):  # nor does what the features pay reach them
+    equal(alone[name], idle[name])
+    equal(both[name], idle[name])
+  # The features' part is lambda times theirs, of fixed discriminators; the classifier is moved by the labels alone.
+  _, _, deep = pay(played, rules=rules, segmentation_weight=0.0, weights=(1.0, 0.0))
+  _, _, mid = pay(played, rules=rules, segmentation_weight=0.0, weights=(0.0, 1.0))
+  added = jax.tree.map(lambda s, a, b: s + 3.0 * a + 0.5 * b, *(x["segmenter"] for x in (alone, deep, mid)))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), both["segmenter"], added)
+  assert norms({"head": deep["segmenter"]["head"]})["head"] == 0 and norms(deep)["segmenter"] > 0
+  # Discriminator 2 sees the map at stride 8: what fuses the last one is not moved by it, but by discriminator 1.
+  last = [name for name in mid["segmenter"]["decoder"] if name.startswith("level0")]
+  of_last = lambda gradient: norms({"x": {name: gradient["segmenter"]["decoder"][name] for name in last}})["x"]  # noqa: E731
+  assert last and of_last(mid) == 0 and of_last(deep) > 0
+
+
+def test_losses_are_means_over_the_cells_of_all_devices(played):
+  keywords, params, state, (source, target) = played
+  rules = keywords["rules"]
+  once, metrics, _ = pay(played)
+  thrice, _, gradient = pay(played, devices=3)
+  np.testing.assert_allclose(3 * thrice, once, rtol=1e-5)  # each device's part of the same mean
+  model, judges = keywords["model"], keywords["judges"]
+  variables = state.networks["segmenter"].variables
+  for place, (name, judge) in enumerate(judges.items()):
+    outputs = []
+    for part in (source, target):
+      _, features = model.apply(variables, part["image"], train=True, mutable=["batch_stats"])[0]
+      outputs.append(np.asarray(judge.apply({"params": params[name]}, features[place])))
+    inside = outputs[1][0].ravel(), outputs[1][1, :, :1].ravel()  # the target's second image ends at column 32
+    target_cells = np.concatenate(inside)
+    told = (np.mean(rules.tell_source(outputs[0])) + np.mean(rules.tell_target(target_cells))) / 2
+    right = (np.mean(outputs[0] > 0) + np.mean(target_cells <= 0)) / 2
+    for what, wanted in (("loss", told), ("accuracy", right), ("fooling_loss", np.mean(rules.fool_target(target_cells)))):
+      total, count = metrics[f"{name}_{what}"]
+      np.testing.assert_allclose(total / count, wanted, rtol=1e-3, atol=1e-6)
+  assert set(gradient) == {"segmenter", "discriminator_1", "discriminator_2"}
+
+
+def test_one_discriminator_judges_the_features_alone(config):
+  plan = planned(changed(config, adversarial__discriminators=1))
+  state = jax.eval_shape(functools.partial(adversarial.init, plan.config), jax.random.key(0))
+  assert set(state.networks) == {"segmenter", "discriminator_1"}
+  keywords = adversarial.adversarial_rule(plan.config).keywords
+  assert keywords["weights"] == (config.adversarial.weight_1,) and keywords["judges"]["discriminator_1"].poolings == 3
+
+
+def test_each_optimizer_changes_its_own_network(config):
+  plan = planned(changed(config, adversarial__discriminator_rate=0.0))
+  (stage,) = (stage for stage in plan.stages if stage.name == "adversarial")
+  state = first_state(plan, stage)
+  before = jax.tree.map(np.array, state.networks)
+  batches = {name: make_batch(4, tuple(config.canvas), seed) for seed, name in enumerate(("source", "target"))}
+  state, _ = parallel.train_step(stage.steps["train"].apply)(parallel.replicate(state), batches, jax.random.key(0))
+  after = jax.device_get(state.networks)
+  differ = {name: not equal_bits(before[name].params, after[name].params) for name in before}
+  assert differ == {"segmenter": True, "discriminator_1": False, "discriminator_2": False}
+  moments = [x for x in jax.tree.leaves(after["discriminator_1"].opt_state) if np.ndim(x) > 1]
+  assert moments and all(np.abs(x).max() > 0 for x in moments)  # it was asked, and its rate is 0
+
+
+# --- warnings ---
+
+
+def records(losses_1, losses_2, every=100, stage=1):
+  return [
+    {"stage_index": stage, "step": every * (i + 1), "discriminator_1_loss": a, "discriminator_2_loss": b,
+     "discriminator_1_fooling_loss": 0.0}
+    for i, (a, b) in enumerate(zip(losses_1, losses_2, strict=True))
+  ]  # fmt: skip
+
+
+def test_a_discriminator_that_has_won_or_lost_is_warned_of():
+  warn = functools.partial(adversarial.warnings, chance=float(np.log(2)))
+  assert warn(records([0.04] * 4, [0.69] * 4)) == []  # not for long
+  won, lost = warn(records([0.3] + [0.04] * 5, [0.3] + [0.69] * 5))
+  assert won.startswith("discriminator 1 tells the domains apart") and lost.startswith("discriminator 2 is at chance")
+  assert warn(records([0.04, 0.04, 0.06, 0.04, 0.04], [0.69, 0.5, 0.69, 0.69, 0.69])) == []
+  assert warn(records([0.04] * 5, [0.3] * 5, stage=0) + records([0.3], [0.3])) == []  # of this stage
+  assert warn([{"stage_index": 2, "step": 900, "loss": 1.0}]) == []
+
+
+# --- adversarial confidence ---
+
+
+def test_confidence_by_hand():
+  """Discriminator 1 says 0.2 to 0.6, discriminator 2 says 0.5 to 0.9; the last pixel is padding."""
+  outputs = jnp.array([[0.2, 0.5], [0.4, 0.9], [0.6, 0.6], [0.99, 0.01]], jnp.float32)
+  mask = jnp.array([True, True, True, False])
+  verdicts = pseudo_labels.update_verdicts(pseudo_labels.init_verdicts(2), outputs, mask)
+  scale = pseudo_labels.scale_of(verdicts, "min_max")
+  found = pseudo_labels.adversarial_confidence(outputs[:3], scale)
+  np.testing.assert_allclose(found, [0, (0.5 + 1) / 2, (1 + 0.25) / 2], atol=1e-6)
+  assert pseudo_labels.adversarial_confidence(outputs[3:], scale) == 0.5  # clipped
+  ranks = pseudo_labels.scale_of(verdicts, "rank")  # a third each; a pixel is above half of itself
+  found = pseudo_labels.adversarial_confidence(outputs[:3], ranks)
+  np.testing.assert_allclose(found, [1 / 6, (3 / 6 + 5 / 6) / 2, (5 / 6 + 3 / 6) / 2], atol=1e-6)
+  equals = pseudo_labels.update_verdicts(pseudo_labels.init_verdicts(1), jnp.full((4, 1), 0.3), jnp.ones(4))
+  assert not pseudo_labels.adversarial_confidence(jnp.full((4, 1), 0.3), pseudo_labels.scale_of(equals, "min_max")).any()
+
+
+@given(st.integers(0, 2**31 - 1))
+@settings(max_examples=10, deadline=None)
+def test_verdicts_add_up(seed):
+  rng = np.random.default_rng(seed)
+  outputs, mask = rng.random((6, 4, 2)).astype(np.float32), rng.random((6, 4)) < 0.7
+  whole = pseudo_labels.update_verdicts(pseudo_labels.init_verdicts(2), outputs, mask)
+  parts = [
+    pseudo_labels.update_verdicts(pseudo_labels.init_verdicts(2), outputs[i : i + 2], mask[i : i + 2]) for i in (0, 2, 4)
+  ]
+  merged = functools.reduce(pseudo_labels.merge_verdicts, parts)
+  assert merged.counts.dtype == np.int64
+  jax.tree.map(np.testing.assert_array_equal, merged, whole)
+
+
+@given(st.integers(0, 2**31 - 1), st.floats(0.05, 0.95))
+@settings(max_examples=20, deadline=None)
+def test_focus_keeps_its_share(seed, portion):
+  confidence = np.random.default_rng(seed).random((40, 50)).astype(np.float32)
+  confidence[:2] = 0  # counted like any other
+  histogram = pseudo_labels.update_focus(pseudo_labels.init_histogram(1), confidence, np.ones(confidence.shape, bool))
+  kept = (confidence > pseudo_labels.focus_threshold(histogram, portion)).mean()
+  assert abs(kept - min(portion, 0.95)) < 0.005
+  assert pseudo_labels.focus_threshold(histogram, 1.0) == -np.inf
+
+
+# --- proxies ---
+
+
+def scene(seed, shape=(40, 50), num_classes=4):
+  """Spread-out scores of one image, and how likely two discriminators think its places the source's."""
+  rng = np.random.default_rng(seed)
+  scores = rng.dirichlet(np.ones(num_classes), shape).astype(np.float32)
+  return scores, np.ones(shape, bool), {"domains": rng.beta(2, 5, (*shape, 2)).astype(np.float32)}
+
+
+def chosen(config, examples, p1, p2, **found):
+  """(labels of each image, what was found) by the labelling of a config, on made-up scores."""
+  config = changed(config, labels__p1=p1, labels__p2=p2, num_classes=4)
+  rule = adversarial.labelling(config, SIZES)
+  for name, fold in rule.folds.items():
+    if name not in found:
+      parts = [fold.update(fold.init(), found, *example) for example in examples]
+      found[name] = fold.finish(functools.reduce(fold.merge, parts))
+  return np.stack([rule.select(found, *example) for example in examples]), found
+
+
+@pytest.mark.parametrize("confidence", pseudo_labels.SCALES)
+def test_without_discriminators_proxies_are_class_balanced_selection(config, confidence):
+  examples = [scene(seed) for seed in range(3)]
+  labels, found = chosen(changed(config, labels__confidence=confidence), examples, p1=1.0, p2=0.4)
+  scores = np.stack([example[0] for example in examples])
+  histogram = pseudo_labels.update_histogram(pseudo_labels.init_histogram(4), scores)
+  thresholds = pseudo_labels.class_balanced_thresholds(histogram, 0.4)
+  np.testing.assert_array_equal(found["pools"]["thresholds"], thresholds)
+  np.testing.assert_array_equal(labels, pseudo_labels.select(scores, thresholds))
+
+
+@pytest.mark.parametrize("confidence", pseudo_labels.SCALES)
+def test_the_selected_share_is_p1_times_p2(config, confidence):
+  examples = [scene(seed) for seed in range(3)]
+  for p1, p2 in ((0.6, 0.8), (0.5, 0.4), (0.9, 0.2)):
+    labels, found = chosen(changed(config, labels__confidence=confidence), examples, p1, p2)
+    assert abs((labels != IGNORE).mean() / (p1 * p2) - 1) < 0.05
+    alone = np.stack([adversarial.pictures(found, *example)["labels without it"] for example in examples])
+    assert abs((alone != IGNORE).mean() / (p1 * p2) - 1) < 0.05 and (alone != labels).any()
+
+
+@given(st.integers(0, 2**31 - 1), st.floats(0.05, 0.9), st.floats(0.05, 1.0))
+@settings(max_examples=10, deadline=None)
+def test_raising_p1_removes_no_pixel(seed, p1, p2):
+  config, examples = tiny("adversarial"), [scene(seed, (8, 10))]
+  few, found = chosen(config, examples, p1, p2)
+  more, _ = chosen(config, examples, p1 + 0.1, p2, pools=found["pools"])  # t2 held fixed
+  assert np.array_equal(few[few != IGNORE], more[few != IGNORE])
+
+
+def test_proxies_by_hand(config):
+  """Eq. 5: class 1 is confident at pixels 0 to 2; there the discriminators are confident of 1 and 2 alone."""
+  scores = jnp.array([[[0.1, 0.9], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.9, 0.1]]])
+  extras = {"domains": jnp.array([[[0.1], [0.9], [0.8], [0.7], [0.2]]])}
+  found = {
+    "scale": {"smallest": jnp.zeros(1), "largest": jnp.ones(1)},
+    "focus": jnp.float32(0.5),
+    "pools": {"thresholds": jnp.array([0.65, 0.75])},
+  }
+  valid = jnp.ones((1, 5), bool)
+  # Pixel 2 is under its threshold, as is 3; pixel 4 is above, where the discriminators are not.
+  assert adversarial.select(found, scores, valid, extras).tolist() == [[255, 1, 255, 255, 255]]
+  pools = adversarial.pool_confidences(pseudo_labels.init_histogram(2), found, scores, valid, extras, focused=True)
+  assert np.asarray(pools.counts).sum(1).tolist() == [1, 2]  # of 1, 2 and 3, as only these are looked at
+
+
+# --- stages ---
+
+
+def test_stages_by_mode(config):
+  def names(**fields):
+    return [
+      (stage.name, {name: stream.datasets for name, stream in stage.streams.items() if name != "whole"})
+      for stage in planned(changed(config, **fields)).stages
+    ]
+
+  source, target = {"train": ("source",)}, {"source": ("source",), "target": ("target_images",)}
+  assert names() == [("source", source), ("adversarial", target), ("retrain", {"target": ("target",)})]
+  assert names(mode="source_only") == [("source", source), ("adversarial", source)]
+  assert names(mode="oracle") == [("source", source), ("retrain", {"target": ("target_truth",)})]
+  assert names(retraining__steps=0) == [("source", source), ("adversarial", target)]
+  assert names(adversarial__steps=0) == [("source", source), ("retrain", {"target": ("target",)})]
+
+
+def test_retraining_starts_afresh_or_goes_on(config):
+  for fresh in (True, False):
+    plan = planned(changed(config, retraining__fresh=fresh))
+    first, stage = plan.stages[0], plan.stages[-1]
+    state = first_state(plan, first)
+    state = state.replace(networks=jax.tree.map(jnp.asarray, state.networks))
+    begun = stage.begin(state, jax.random.key(3))
+    assert equal_bits(*(s.networks["segmenter"].params for s in (state, begun))) != fresh
+    assert begun.step == 0 and float(begun.hyper["rate"]) == np.float32(config.retraining.rate)
+    judges = [s.networks["discriminator_1"].params for s in (state, begun)]
+    jax.tree.map(np.testing.assert_array_equal, *judges)
+
+
+@pytest.mark.parametrize(("field", "value", "said"), [
+  ("mode", "adopt", "choose adapt"), ("adversarial__discriminators", 3, "choose 1 or 2"),
+  ("adversarial__loss", "wasserstein", "non_saturating, minimax, least_squares"),
+  ("labels__confidence", "mean", "min_max, rank"), ("labels__rank", "best", "paper, code"),
+  ("labels__p1", 0.0, "above 0 and up to 1"), ("labels__p2", 1.5, "above 0 and up to 1"),
+  ("network__backbone", "resnet38", "resnet18, resnet101, vgg16"),
+])  # fmt: skip
+def test_values_that_are_not_offered(config, field, value, said):
+  with pytest.raises(UserError, match=said):
+    plan = planned(changed(config, **{field: value}))
+    jax.eval_shape(functools.partial(adversarial.init, plan.config), jax.random.key(0))
+
+
+def test_a_run_draws_how_it_chose(config, tmp_path):
+  run_module.run(config, tmp_path)
+  folder = tmp_path / "pictures" / "labelling" / "retrain"
+  drawn = {path.relative_to(folder).parent.as_posix() for path in folder.rglob("*.png")}
+  assert drawn == {"maps/adversarial confidence", "labels/labels without it"}
+  assert len(list(folder.rglob("*.png"))) == 2 * config.pictures
+  record = json.loads((tmp_path / "pseudo_labels" / "retrain.json").read_text())
+  assert record["p1"] == 0.6 and len(record["thresholds"]) == 19 and 0 < record["t1"] < 1
+  page = (tmp_path / "report.html").read_text()
+  assert "How retrain chose its labels" in page and "discriminator_1_accuracy" in page
