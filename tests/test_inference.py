@@ -121,6 +121,26 @@ def test_outputs_cannot_spill_to_a_bucket():
     kept.append(ONE)
 
 
+def test_the_stride_is_told_by_the_shapes():
+  for stride in (4, 8, 32):
+    for size in ((64, 96), (65, 97), (33, 257)):
+      assert inference.stride(size, [-(-n // stride) for n in size]) == stride
+  with pytest.raises(ValueError, match=r"\(5, 5\) cells are no map of \(64, 64\) pixels"):
+    inference.stride((64, 64), (5, 5))
+
+
+def test_a_map_at_stride_4_is_read_as_one():
+  """The same scene at two strides gives the same labels, from whole images and from what labelling keeps."""
+  labels = np.random.default_rng(0).integers(0, 3, (4, 6))
+  low = np.log(np.eye(3)[labels] * 0.9 + 0.03).astype(np.float16)
+  canvas, size = (32, 48), np.int32([32, 48])
+  coarse = inference.mean_of_looks([{"low": low}], size, canvas, (1.0,))
+  fine = inference.mean_of_looks([{"low": low.repeat(2, 0).repeat(2, 1)}], size, canvas, (1.0,))
+  assert coarse.shape == fine.shape == (32, 48, 3)
+  np.testing.assert_array_equal(fine.argmax(-1)[2::4, 2::4], labels.repeat(2, 0).repeat(2, 1))
+  np.testing.assert_array_equal(coarse.argmax(-1)[4::8, 4::8], labels)
+
+
 def test_predictions_follow_the_labels_resolution():
   """A canvas twice as small as the label, filled in part: each cell covers its share of the label."""
   labels = np.array([[0, 1, 2], [2, 0, 1]])

@@ -589,6 +589,20 @@ def test_dropout_wants_keys_only_where_it_is_on(backbone):
 
 
 @pytest.mark.parametrize("partly", [False, True])
+def test_bare_vgg16_takes_all_of_its_convolutions_and_leaves_the_classifier(tmp_path):
+  small = FusionSegmenter(5, "vgg16", width=0.0625, channels=4, units=1)
+  variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes(small, 1, 32, 32, 3))
+  arrays = {"classifier.0.weight": np.zeros((256, 49 * 32), np.float32), "classifier.0.bias": np.zeros(256, np.float32)}
+  for name, leaves in variables["params"]["backbone"].items():
+    arrays[f"{name.replace('_', '.')}.weight"] = np.ones(leaves["kernel"].transpose(3, 2, 0, 1).shape, np.float32)
+    arrays[f"{name.replace('_', '.')}.bias"] = np.ones(leaves["bias"].shape, np.float32)
+  path = tmp_path / "vgg16.safetensors"
+  safetensors.numpy.save_file(arrays, path)
+  loaded, report = load_torchvision(str(path), variables)
+  assert len(report.loaded) == 26 and not report.missing
+  assert np.all(loaded["params"]["backbone"]["features_28"]["kernel"] == 1)
+
+
 def test_weights_of_vgg16_are_never_taken_over_in_silence(partly, tmp_path):
   variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes(small_segmenter("fcn8s_vgg16"), 1, 32, 32, 3))
   arrays = {"classifier.0.weight": np.zeros((256, 49 * 32), np.float32)}
