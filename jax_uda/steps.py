@@ -54,7 +54,7 @@ def train_step(
   augment: Callable,
   mine: Callable | None = None,
 ) -> tuple[State, dict[str, tuple[jax.Array, jax.Array]]]:
-  """One joint update of some players on source and target (MLSL, eqs. 3 and 7).
+  """One update of some players, on one stream or, jointly, on several (MLSL, eqs. 3 and 7).
 
   Args:
     batches: {stream: a batch of the pipeline}. In the stream `train` each example knows its domain; the streams `source`
