@@ -235,7 +235,7 @@ def curriculum() -> ConfigDict:
     # Of some classes far more is easy than of others, and these would spread: what easy mining keeps of a class weighs as
     # much as all that is predicted so, at most tenfold (our choice).
     "even_mining": False,
-    "jitter": 0.0,  # of colours, beyond `augmentation`, as in the rounds of self-training (our choice)
+    "jitter": 0.0,  # of colours, where `augmentation` has less, as in the rounds of self-training (our choice)
     # Share of the channels that each decoder misses, each others, where it is asked whether it agrees: what it says without
     # them too it is sure of (our choice).
     "vote_dropout": 0.0,

@@ -22,18 +22,19 @@ def variation_ratio(predictions: Array) -> Array:
 
   0 where all agree, 1 - 1/E where no two do. Source: eqs. 1 to 3.
   """
-  votes = (predictions[:, None] == predictions).sum(1)  # a prediction's, itself among them
-  return (len(predictions) - votes.max(0)) / len(predictions)
+  frequency = (predictions[:, None] == predictions).sum(1)  # a prediction's, itself among them
+  return (len(predictions) - frequency.max(0)) / len(predictions)
 
 
-def agreement(logits: Array, predicted: Array | None = None) -> Array:
-  """Which pixels are easy, bool [...], by the `logits` [E, ..., C]: those of a variation ratio of 0.
+def agreement(votes: Array, predicted: Array) -> Array:
+  """Which pixels are easy, bool [...]: those of a variation ratio of 0, where all branches say what the ensemble says.
 
-  With `predicted` [...], what the ensemble says where that is not the mean of just these logits: those where all say this.
+  Args:
+    votes: logits [E, ..., C] by which the branches vote.
+    predicted: integers [...], what the ensemble says; of the mean of just these logits, it is what all branches say.
   """
-  votes = logits.argmax(-1)
-  easy = variation_ratio(votes) == 0
-  return easy if predicted is None else easy & (votes[0] == predicted)
+  classes = votes.argmax(-1)
+  return (variation_ratio(classes) == 0) & (classes[0] == predicted)
 
 
 def proxy_labels(logits: Array) -> Array:

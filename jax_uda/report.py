@@ -712,7 +712,8 @@ def _epochs(records: Sequence[dict]) -> str:
     for (stage, epoch), part in found.items()
   )
   table = f'<table>\n<tr><th>epoch</th>{head}</tr>\n{rows}</table>'
-  return f'<h2>Pixels by epoch, of the crops trained on</h2>\n<div class="scroll">{table}</div>\n' if found else ""
+  title = "Pixels by epoch, of the crops trained on: means of log lines"
+  return f'<h2>{title}</h2>\n<div class="scroll">{table}</div>\n' if found else ""
 
 
 def _warnings(records: Sequence[dict]) -> str:

@@ -58,7 +58,7 @@ def train_step(
   loss: Callable,
   mine: Callable | None = None,
 ) -> tuple[State, dict[str, tuple[jax.Array, jax.Array]]]:
-  """One update of each of some players, on source and target together.
+  """One update of some players, on one stream or, jointly, on several (MLSL, eqs. 3 and 7).
 
   Args:
     batches: {stream: a batch of the pipeline}. In the stream `train` each example knows its domain; the streams `source`

@@ -588,7 +588,6 @@ def test_dropout_wants_keys_only_where_it_is_on(backbone):
 # --- what the user can mend
 
 
-@pytest.mark.parametrize("partly", [False, True])
 def test_bare_vgg16_takes_all_of_its_convolutions_and_leaves_the_classifier(tmp_path):
   small = FusionSegmenter(5, "vgg16", width=0.0625, channels=4, units=1)
   variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes(small, 1, 32, 32, 3))
@@ -603,6 +602,7 @@ def test_bare_vgg16_takes_all_of_its_convolutions_and_leaves_the_classifier(tmp_
   assert np.all(loaded["params"]["backbone"]["features_28"]["kernel"] == 1)
 
 
+@pytest.mark.parametrize("partly", [False, True])
 def test_weights_of_vgg16_are_never_taken_over_in_silence(partly, tmp_path):
   variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes(small_segmenter("fcn8s_vgg16"), 1, 32, 32, 3))
   arrays = {"classifier.0.weight": np.zeros((256, 49 * 32), np.float32)}

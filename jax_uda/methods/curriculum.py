@@ -1,9 +1,9 @@
 """Strategic curriculum of proxy labels (Chitta et al. 2018): one encoder, two decoders, labels made as it trains.
 
-Each step is a batch of the source or one of the target, and drifts from the first to the second over the epochs. A target
-batch is labelled by the mean of the decoders' logits on that very batch, and where the decoders disagree it has no label
-(easy mining). On a source batch pixels on which they agree are dropped at random, ever more of them (hard mining). The
-loss (eq. 4) is the sum of the decoders' cross-entropies, chosen classes weighing more, plus a penalty on their similarity.
+Each step is a batch of the source or one of the target, and the mixture drifts from the first to the second. A target batch
+is labelled by the mean of the decoders' logits on that very batch, and where the decoders disagree it has no label (easy
+mining). On a source batch pixels on which they agree are dropped at random, ever more of them (hard mining). The loss (eq.
+4) is the sum of the decoders' cross-entropies, chosen classes weighing more, plus a penalty on their similarity.
 
 Stages: `source` (our choice, where the network does not start from a labelled data set's weights: both decoders, plain),
 then the epochs of the curriculum in parts: `epoch_1`, `epoch_2`, `epoch_4` … are the epochs up to that one, with one
@@ -256,7 +256,7 @@ def branches_loss(
     domain: what the metrics are called after.
     by_epoch: whether the epoch is among them, by which the report adds them up.
     weights: by class.
-    proxies: whether the labels are the network's own, and their shares by class are logged.
+    proxies: whether the labels are the network's own, and the shares by class of those that are kept are logged.
     even: whether the kept pixels of a class weigh as much as all of it; the mean is then over what they stand for.
   """
   (part,) = parts
@@ -270,13 +270,13 @@ def branches_loss(
   labels, mined = choose(part, predicted, agree, state)
 
   by_class = functools.partial(_by_class, num_classes=logits.shape[-1])
+  counts = by_class(mined)
   weights = None if weights is None else jnp.array(weights)
   if even:
-    pixels = [jax.lax.psum(by_class(x), DEVICE_AXIS) for x in (labels, mined)]
-    stand_for = agreement.stands_for(*pixels)
+    stand_for = agreement.stands_for(*jax.lax.psum((by_class(labels), counts), DEVICE_AXIS))
     weights = stand_for if weights is None else weights * stand_for
   sums, (kept, *_) = zip(*(losses.cross_entropy(branch, mined, weights=weights) for branch in logits), strict=True)
-  count = jnp.sum(stand_for * by_class(mined)) if even else kept
+  count = jnp.sum(stand_for * counts) if even else kept
   alike = similarity([params["segmenter"][f"decoder_{e}"] for e in range(len(logits))])
   part_of_one = 1 / jax.lax.psum(1.0, DEVICE_AXIS)  # this device's, of what is the same on all of them
   loss = losses.mean((sum(sums), jax.lax.psum(count, DEVICE_AXIS))) + part_of_one * beta * alike
@@ -291,8 +291,7 @@ def branches_loss(
   if by_epoch:
     metrics["epoch"] = (part_of_one * optimizers.epoch(state.hyper, state.step), part_of_one)
   if proxies:
-    shares = by_class(mined)
-    metrics["proxy_labels"] = (shares, jnp.broadcast_to(kept, shares.shape))
+    metrics["proxy_labels"] = (counts, jnp.broadcast_to(kept, counts.shape))
   batch_stats = changed.get("batch_stats", variables["batch_stats"])  # frozen BatchNorm changes none
   return loss, ({"segmenter": batch_stats}, metrics)
 
@@ -358,4 +357,5 @@ def warnings(records: Sequence[Mapping[str, Any]], *, classes: Sequence[str]) ->
       "curriculum.vote_dropout"
     )
   shares = np.sum([record["proxy_labels"] for record in recent if "proxy_labels" in record], axis=0)
-  return [*found, *(f"no proxy label is {name}" for name, share in zip(classes, shares, strict=True) if not share)]
+  missing = [name for name, share in zip(classes, shares, strict=True) if not share]
+  return [*found, *(f"no proxy label that is kept is {name}" for name in missing)]
