@@ -2,9 +2,9 @@
 
   python -m jax_uda.main --config configs/curriculum_demo.py --workdir runs/curriculum_demo
 
-mIoU on the test photos, seed 0: 18.5 after the source stage, 28.6 with the photos' batch statistics, 33.7 at the end. Equal
-steps on the game alone (`--config.mode=source_only`) end at 15.8. What is gained is gained by the statistics: the ladder's
-rung that has them and learns from no photo ends at 33.5.
+Five minutes on two CPU cores. mIoU on the test photos, seed 0: 18.5 after the source stage, 28.6 with the photos' batch
+statistics, 33.7 at the end. Equal steps on the game alone (`--config.mode=source_only`) end at 15.8. What is gained is
+gained by the statistics: the ladder's rung that has them and learns from no photo ends at 33.5.
 """
 
 from configs import default, demo

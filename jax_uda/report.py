@@ -695,7 +695,7 @@ def _folders(folder: epath.Path) -> list[epath.Path]:
 
 
 def _epochs(records: Sequence[dict]) -> str:
-  """The shares that a method has logged, by epoch: means over its log lines."""
+  """The shares that a method has logged, by epoch, from 1 as stages are called: means over its log lines."""
   lines = [record for record in records if "epoch" in record]
   names = list(dict.fromkeys(name for line in lines for name in line if name.endswith("_share")))
   found: dict[tuple[str, int], list[dict]] = {}  # by stage, as some count their epochs anew
@@ -707,10 +707,10 @@ def _epochs(records: Sequence[dict]) -> str:
     return _percent(sum(values) / len(values)) if values else "–"
 
   head = "".join(f"<th>{html.escape(name.replace('_', ' '))} in %</th>" for name in names)
-  rows = "".join(
-    f"<tr><td>{html.escape(stage)}, epoch {epoch}</td>{''.join(f'<td>{mean(part, name)}</td>' for name in names)}</tr>\n"
-    for (stage, epoch), part in found.items()
-  )
+  rows = ""
+  for (stage, epoch), part in found.items():
+    cells = "".join(f"<td>{mean(part, name)}</td>" for name in names)
+    rows += f"<tr><td>{html.escape(stage)}, epoch {epoch + 1}</td>{cells}</tr>\n"
   table = f'<table>\n<tr><th>epoch</th>{head}</tr>\n{rows}</table>'
   title = "Pixels by epoch, of the crops trained on: means of log lines"
   return f'<h2>{title}</h2>\n<div class="scroll">{table}</div>\n' if found else ""

@@ -67,7 +67,7 @@ def train(
         if new := [line for line in stage.warnings(records) if line not in warned]:
           values["warnings"] = new
           warned.update(new)
-          print("\n".join(f"{stage.name}, step {step}: {line}" for line in new), flush=True)
+          print("\n".join(f"{stage.name}, step {step}: warning: {line}" for line in new), flush=True)
         log.append(values)
       if save:
         checkpoints.save(index, state, seconds + time.monotonic() - started)

@@ -408,7 +408,7 @@ def test_a_run_draws_agreement_maps_and_keeps_warnings(config, tmp_path, monkeyp
     assert all(set(np.unique(cv2.imread(str(path), -1))) <= {0, 255} for path in maps)
   page = (tmp_path / "run/report.html").read_text()
   assert "agreement, from none" in page and "Warnings" in page and "Shares of pixels" in page
-  assert "epoch_2, epoch 1" in page and "target hard share in %" in page and "agreement after epoch_2" in page
+  assert "epoch_2, epoch 2" in page and "target hard share in %" in page and "agreement after epoch_2" in page
 
 
 def test_the_network_of_another_run_with_other_classes(config, tmp_path, capsys):

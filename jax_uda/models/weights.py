@@ -166,7 +166,10 @@ def listing(names: Iterable[str]) -> str:
 def _read_safetensors(path: str) -> dict[str, np.ndarray]:
   file = epath.Path(path)
   if file.suffix != ".safetensors":
-    raise UserError(f"the weights {path} are not a .safetensors file; save them with safetensors.torch.save_file")
+    raise UserError(
+      f"the weights {path} are not a .safetensors file, nor the folder of a finished run; name one, or save them with "
+      "safetensors.torch.save_file"
+    )
   try:
     return safetensors.numpy.load(file.read_bytes())
   except OSError as error:
