@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jax_uda import inference, metrics, parallel, pictures, report
+from jax_uda import inference, metrics, parallel, report
 from jax_uda.data import pipeline
 from jax_uda.data.label_spaces import IGNORE
 from jax_uda.experiment import Experiment
+from jax_uda.pictures import heat_maps, spread, write_maps, write_png
 from jax_uda.state import State
 from jax_uda.stopping import StopSignal
 
@@ -72,16 +73,16 @@ def label_target(
     with progress("labels") as bar:
       labelled = inference.select(labelling, state.hyper, found, kept, canvas)
       for image_id, (labels, valid, easy) in zip(read.values(), labelled, strict=True):
-        pictures.write_png(folder / f"{image_id}.png", labels)
+        write_png(folder / f"{image_id}.png", labels)
         counts.add(labels, valid, next(truths))
         ease.append(easy)
         bar.update(1)
         stop.check()
     if labelling.pictures:
-      wanted = pictures.spread(num, config.pictures)
+      wanted = spread(num, config.pictures)
       places = {image_id: place for place, (i, image_id) in enumerate(read.items()) if i in wanted}
       maps = inference.drawn(labelling, state.hyper, found, kept, canvas, places.values())
-      pictures.write_maps(workdir, stage.name, dict(zip(places, maps, strict=True)))
+      write_maps(workdir, stage.name, dict(zip(places, maps, strict=True)))
   trained_on = easiest(list(read), ease, labelling.num)
   record = {**counts.record(), **labelling.numbers(found), "chosen": trained_on, "seconds": seconds}
   report.write_json(workdir / "pseudo_labels" / f"{stage.name}.json", record)
@@ -126,8 +127,8 @@ def label_statistics(experiment: Experiment, workdir: epath.Path, stop: StopSign
   found = {name: np.asarray(fold.finish(stats[name]), np.float32) for name, fold in folds.items()}
   for name, value in found.items():
     if value.ndim == 3:  # a map [h, w, C]
-      drawn = pictures.heat_maps(value, experiment.space.classes)
-      pictures.write_png(workdir / "pictures" / "extra" / f"{name}.png", drawn[..., ::-1])
+      drawn = heat_maps(value, experiment.space.classes)
+      write_png(workdir / "pictures" / "extra" / f"{name}.png", drawn[..., ::-1])
   report.write_npz(path, found)
   return found
 

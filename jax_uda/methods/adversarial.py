@@ -229,10 +229,10 @@ def adversarial_loss(
     variables, target["image"], train=True, keys=target["keys"], mutable=["batch_stats"]
   )
   loss *= segmentation_weight
-  inside = [losses.labels_at_stride(part["valid"].astype(jnp.int32), PATCH, 0) for part in parts]
+  inside = [cells(part["valid"]) for part in parts]
 
-  def mean(values, cells):
-    return losses.mean((jnp.sum(values * cells), jax.lax.psum(cells.sum(), DEVICE_AXIS)))
+  def mean(values, counted):
+    return losses.mean((jnp.sum(values * counted), jax.lax.psum(counted.sum(), DEVICE_AXIS)))
 
   part_of_one = 1 / jax.lax.psum(1.0, DEVICE_AXIS)  # this device's, of what is a mean over all of them
   batch_stats = {"segmenter": changed.get("batch_stats", variables["batch_stats"])}
@@ -251,6 +251,13 @@ def adversarial_loss(
     metrics[f"{name}_accuracy"] = ((mean(right[0], inside[0]) + mean(right[1], inside[1])) / 2, part_of_one)
     metrics[f"{name}_fooling_loss"] = (fooled, part_of_one)
   return loss, (batch_stats, metrics)
+
+
+def cells(valid: jax.Array) -> jax.Array:
+  """Which positions of a discriminator's output see anything of the image: of `valid` [B, H, W], bool at stride 32."""
+  whole = jnp.pad(valid, [(0, 0), *((0, -n % PATCH) for n in valid.shape[1:])])
+  batch, height, width = whole.shape
+  return whole.reshape(batch, height // PATCH, PATCH, width // PATCH, PATCH).any((2, 4))
 
 
 def warnings(records: Sequence[Mapping[str, Any]], *, chance: float) -> list[str]:
