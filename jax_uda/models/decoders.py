@@ -148,7 +148,8 @@ class FusionDecoder(nn.Module):
 
   Every map is brought to the same number of channels; the coarse one passes a series of units, is upsampled, and the finer
   one is added. The units are residual: two dilated 3×3 convolutions, ReLU before each, no BatchNorm (RefineNet's, Lin et
-  al. 2017; that, their number and the dilation are our choice).
+  al. 2017; that, their number and the dilation are our choice). The second one starts at 0: without BatchNorm, what the
+  units add would otherwise double the variance of the maps at each, and training not bear a usual rate.
 
   Attributes:
     channels: of all that it computes.
@@ -174,10 +175,9 @@ class FusionDecoder(nn.Module):
     x, fused = conv(1, name="reduce")(coarsest), []
     for level, finer_map in reversed(list(enumerate(finer))):
       for unit in range(self.units):
-        y = x
-        for i in (1, 2):
-          y = conv(3, dilation=self.dilation, name=f"level{level}_unit{unit}_conv{i}")(nn.relu(y))
-        x += y
+        name = f"level{level}_unit{unit}"
+        y = conv(3, dilation=self.dilation, name=f"{name}_conv1")(nn.relu(x))
+        x += conv(3, dilation=self.dilation, kernel_init=nn.initializers.zeros, name=f"{name}_conv2")(nn.relu(y))
       x = doubled(x, finer_map.shape[1:3]) + conv(1, name=f"level{level}_reduce")(finer_map)
       fused.append(x)
     return tuple(reversed(fused))
