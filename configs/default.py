@@ -269,6 +269,7 @@ def adversarial() -> ConfigDict:
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "decoder_multiplier": 1.0,  # of the learning rate of all that is not the backbone
+    "clip": 0.0,  # norm that the gradients of backbone, decoder and head are each scaled down to; 0: not
   })
   config.source_training = ConfigDict({"steps": 80_000, "epochs": 0, "batch": 4, "rate": 4e-3, "power": 0.9})
   config.adversarial = ConfigDict({

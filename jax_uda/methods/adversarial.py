@@ -60,7 +60,7 @@ def discriminators(config: ConfigDict) -> dict[str, PatchDiscriminator]:
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
   """The segmenter's optimizer, with a learning rate of 1."""
   settings = config.optimizer
-  sgd = functools.partial(optimizers.sgd, settings.momentum, settings.weight_decay)
+  sgd = functools.partial(optimizers.sgd, settings.momentum, settings.weight_decay, clip=settings.clip)
   new = sgd(multiplier=settings.decoder_multiplier)
   return optimizers.by_module({"backbone": sgd(), "decoder": new, "head": new})
 
