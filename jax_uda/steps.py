@@ -108,7 +108,8 @@ def statistics_step(
 ) -> tuple[State, dict[str, tuple[jax.Array, jax.Array]]]:
   """Makes the running batch statistics the mean of those of the stream `whole`, whose steps follow `hyper["train_steps"]`.
 
-  The images are whole and as they are, as the network will see them when it labels and when it is scored.
+  The images are whole and as they are, as the network will see them when it labels and when it is scored. `model` has
+  synced BatchNorm, so that the statistics are those of all devices' images.
   """
   del key
   network, batch = state.networks["segmenter"], batches["whole"]
@@ -154,7 +155,7 @@ def statistics_stage(model: Any, num_steps: int, batch: int) -> Stage:
   """
   if model.batch_norm == "frozen" or model.backbone in WITHOUT_BATCH_NORM:
     raise UserError("statistics_steps: frozen or no BatchNorm has no statistics to fit; set it to 0")
-  # Without dropout, as the network will be used; and of all devices' images, however many devices there are.
+  # Without dropout, as the network will be used.
   step = functools.partial(statistics_step, model=model.clone(dropout=False, batch_norm="synced"))
   return Stage(
     name="statistics",

@@ -13,7 +13,8 @@ optimizer that goes on from part to part; `config.curriculum.score_after` says w
 
 Decoders on one encoder soon say the same of nearly all pixels, wrong ones among them. With `config.curriculum.vote_dropout`
 each is asked without a share of its channels, others than the next one's, and easy is what both are sure of even so (our
-choice). What they learn from, and the labels, are without.
+choice). What they learn from, and the labels, are without. Even so far more is easy of some classes than of others, which
+`config.curriculum.even_mining` makes up for (our choice).
 
 The rungs of the paper's ladder are fields of `config.curriculum`: `class_weight` (1: self-training), `easy_mining`,
 `hard_mining`; `config.mode` is adapt, source_only (gamma is 1) or oracle (gamma is 0, with true labels).
@@ -251,37 +252,39 @@ def branches_loss(
   branches agree where each of them says with it what the ensemble says without.
 
   Args:
-    choose: (part, the ensemble's prediction [B, H, W], agreement bool [B, H, W], state) -> labels [B, H, W], and of them
-      those that are kept.
+    choose: (part, the ensemble's prediction [B, H, W], agreement bool [B, H, W], state) -> labels [B, H, W]; what is left
+      out is ignored.
     domain: what the metrics are called after.
     by_epoch: whether the epoch is among them, by which the report adds them up.
     weights: by class.
     proxies: whether the labels are the network's own, and the shares by class of those that are kept are logged.
-    even: whether the kept pixels of a class weigh as much as all of it; the mean is then over what they stand for.
+    even: whether the kept pixels of a class weigh as much as all that is predicted so; the mean is then over what they
+      stand for.
   """
   (part,) = parts
-  variables = {"params": params["segmenter"], "batch_stats": state.networks["segmenter"].batch_stats}
+  variables = state.networks["segmenter"].replace(params=params["segmenter"]).variables
   mutable = ["batch_stats", "votes"]
   (low, _), changed = model.apply(variables, part["image"], train=True, keys=part["keys"], mutable=mutable)
   size = part["label"].shape[1:]
   logits, cast = _upsampled(low, size), _upsampled(jax.lax.stop_gradient(votes(low, changed)), size)
   predicted = agreement.proxy_labels(logits)
   agree = agreement.agreement(cast, predicted)
-  labels, mined = choose(part, predicted, agree, state)
+  labels, inside = choose(part, predicted, agree, state), part["valid"]
 
-  by_class = functools.partial(_by_class, num_classes=logits.shape[-1])
-  counts = by_class(mined)
+  def by_class(labels, valid=None):
+    return priors.pixels_by_class(labels, logits.shape[-1], valid)[0].sum(0)
+
+  counts = by_class(labels)
   weights = None if weights is None else jnp.array(weights)
   if even:
-    stand_for = agreement.stands_for(*jax.lax.psum((by_class(labels), counts), DEVICE_AXIS))
+    stand_for = agreement.stands_for(*jax.lax.psum((by_class(predicted, inside), counts), DEVICE_AXIS))
     weights = stand_for if weights is None else weights * stand_for
-  sums, (kept, *_) = zip(*(losses.cross_entropy(branch, mined, weights=weights) for branch in logits), strict=True)
+  sums, (kept, *_) = zip(*(losses.cross_entropy(branch, labels, weights=weights) for branch in logits), strict=True)
   count = jnp.sum(stand_for * counts) if even else kept
   alike = similarity([params["segmenter"][f"decoder_{e}"] for e in range(len(logits))])
   part_of_one = 1 / jax.lax.psum(1.0, DEVICE_AXIS)  # this device's, of what is the same on all of them
   loss = losses.mean((sum(sums), jax.lax.psum(count, DEVICE_AXIS))) + part_of_one * beta * alike
 
-  inside = part["valid"]
   metrics = {
     "loss": (sum(sums), count),
     "similarity": (part_of_one * alike, part_of_one),
@@ -296,35 +299,28 @@ def branches_loss(
   return loss, ({"segmenter": batch_stats}, metrics)
 
 
-def _by_class(labels: jax.Array, num_classes: int) -> jax.Array:
-  """How many pixels have each label, int32 [C]."""
-  return priors.pixels_by_class(labels, num_classes)[0].sum(0)
-
-
-def true_labels(
-  part: Mapping[str, jax.Array], predicted: jax.Array, agree: jax.Array, state: State
-) -> tuple[jax.Array, jax.Array]:
-  """The labels, all of which are kept."""
+def true_labels(part: Mapping[str, jax.Array], predicted: jax.Array, agree: jax.Array, state: State) -> jax.Array:
+  """The labels."""
   del predicted, agree, state
-  return part["label"], part["label"]
+  return part["label"]
 
 
 def thinned_labels(
   part: Mapping[str, jax.Array], predicted: jax.Array, agree: jax.Array, state: State, *, epochs: float
-) -> tuple[jax.Array, jax.Array]:
-  """The labels; and after source hard mining: where the branches agree, a share is left out that grows to 1."""
+) -> jax.Array:
+  """The labels after source hard mining: where the branches agree, a share is left out that grows to 1."""
   del predicted
   ratio = ramp(optimizers.epoch(state.hyper, state.step), 0.0, 1.0, epochs)
-  return part["label"], agreement.thin_easy(part["label"], agree, ratio, part["keys"])
+  return agreement.thin_easy(part["label"], agree, ratio, part["keys"])
 
 
 def proxy_labels(
   part: Mapping[str, jax.Array], predicted: jax.Array, agree: jax.Array, state: State, *, easy: bool
-) -> tuple[jax.Array, jax.Array]:
-  """The ensemble's own labels, inside the image; and with `easy`, target easy mining, those where the branches agree."""
+) -> jax.Array:
+  """The ensemble's own labels, inside the image; with `easy`, target easy mining, only those where the branches agree."""
   del state
   labels = jnp.where(part["valid"], predicted, IGNORE)
-  return labels, agreement.keep_easy(labels, agree) if easy else labels
+  return agreement.keep_easy(labels, agree) if easy else labels
 
 
 # What people look at

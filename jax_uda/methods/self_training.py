@@ -138,7 +138,7 @@ def segmentation_loss(
   Returns:
     This device's part of the loss; (batch statistics, metrics); the latent maps [B, h, w, F], one a part.
   """
-  variables = {"params": params["segmenter"], "batch_stats": state.networks["segmenter"].batch_stats}
+  variables = state.networks["segmenter"].replace(params=params["segmenter"]).variables
   pairs, latents, batch_stats = [], [], variables["batch_stats"]
   kept = seen = jnp.int32(0)
   for part in parts:
