@@ -13,7 +13,8 @@ def get_config():
   config.update({name: other[name] for name in ("source", "target", "test", "canvas", "eval_batch")})
   config.network.update({"backbone": "resnet18", "width": 0.5, "num_stages": 3, "channels": 64, "units": 1})
   config.augmentation.update({"crop": (80, 160), "scale": (0.8, 1.4)})
-  config.source_training.update({"steps": 700, "batch": 8, "rate": 0.06})
+  config.optimizer.clip = 1.0  # else the first steps at such a rate spoil the weights
+  config.source_training.update({"steps": 700, "batch": 8, "rate": 0.03})
   config.adversarial.update({"steps": 300, "batch": 4, "rate": 0.01, "discriminator_rate": 1e-3, "channels": 32})
   config.adversarial.update({"weight_1": 0.01, "weight_2": 0.002, "target_crop": (96, 192), "target_scale": 1.0})
   config.labels.update({"scale": 1.0, "batch": 4})

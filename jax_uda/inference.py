@@ -183,21 +183,22 @@ def fold(
 
 def select(
   labelling: Labelling, hyper: dict, found: dict, kept: KeptOutputs, canvas: tuple[int, int]
-) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-  """What the labelling selects, image by image: labels uint8 [H, W]; bool [H, W], where scores existed; its ease."""
-  run = _select(labelling.assemble, labelling.select, labelling.ease, canvas)
+) -> Iterator[tuple[np.ndarray, np.ndarray, float, list[np.ndarray]]]:
+  """What the labelling selects, image by image: labels uint8 [H, W]; bool [H, W], where it had scores; its ease; others."""
+  run = _select(labelling.assemble, labelling.select, labelling.ease, tuple(labelling.others.values()), canvas)
   for batch in _batches(labelling, kept):
-    every = zip(*run((hyper, found), batch), batch["size"], batch["exists"], strict=True)
-    for labels, valid, ease, (height, width), exists in every:
-      if exists:
-        yield labels[:height, :width], valid[:height, :width], float(ease)
+    *every, others = run((hyper, found), batch)
+    for i in np.flatnonzero(batch["exists"]):
+      inside = tuple(map(slice, batch["size"][i]))
+      labels, valid, ease = (x[i] for x in every)
+      yield labels[inside], valid[inside], float(ease), [x[i][inside] for x in others]
 
 
 def drawn(
   labelling: Labelling, hyper: dict, found: dict, kept: KeptOutputs, canvas: tuple[int, int], rows: Iterable[int]
 ) -> list[dict[str, np.ndarray]]:
-  """`labelling.pictures` of some of the images that were kept, cut to their size."""
-  run = _drawn(labelling.assemble, labelling.pictures, canvas)
+  """`labelling.maps` and its `others` of some of the images that were kept, cut to their size."""
+  run = _drawn(labelling.assemble, labelling.maps, tuple(labelling.others.items()), canvas)
   result = []
   for row in rows:
     one = kept.row(row)
@@ -236,14 +237,16 @@ def _fold(assemble: Callable, init: Callable, update: Callable, canvas: tuple[in
 
 
 @functools.cache
-def _select(assemble: Callable, select: Callable, ease: Callable | None, canvas: tuple[int, int]) -> Callable:
+def _select(
+  assemble: Callable, select: Callable, ease: Callable | None, others: tuple[Callable, ...], canvas: tuple[int, int]
+) -> Callable:
   def run(shared, batch):
     hyper, found = shared
 
     def one(example):
-      scores, valid, extras = assemble(hyper, example["outputs"], example["boxes"], example["size"], canvas)
-      how_easy = jnp.float32(0) if ease is None else ease(found, scores, valid, extras)
-      return select(found, scores, valid, extras), valid, how_easy
+      seen = assemble(hyper, example["outputs"], example["boxes"], example["size"], canvas)
+      how_easy = jnp.float32(0) if ease is None else ease(found, *seen)
+      return select(found, *seen), seen[1], how_easy, [other(found, *seen) for other in others]
 
     return jax.lax.map(one, batch)
 
@@ -251,9 +254,12 @@ def _select(assemble: Callable, select: Callable, ease: Callable | None, canvas:
 
 
 @functools.cache
-def _drawn(assemble: Callable, pictures: Callable, canvas: tuple[int, int]) -> Callable:
+def _drawn(
+  assemble: Callable, maps: Callable, others: tuple[tuple[str, Callable], ...], canvas: tuple[int, int]
+) -> Callable:
   def run(hyper, found, one):
-    return pictures(found, *assemble(hyper, one["outputs"], one["boxes"], one["size"], canvas))
+    seen = assemble(hyper, one["outputs"], one["boxes"], one["size"], canvas)
+    return maps(found, *seen) | {what: other(found, *seen) for what, other in others}
 
   return jax.jit(run)
 

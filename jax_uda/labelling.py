@@ -51,7 +51,7 @@ def label_target(
   read: dict[int, str] = {}  # index -> id, of the images that could be read
   truths: Iterator[np.ndarray | None] = itertools.repeat(None)
   found: dict[str, Any] = {}
-  counts = _Counts(len(experiment.space.classes))
+  counts, *compared = (_Counts(len(experiment.space.classes)) for _ in range(1 + len(labelling.others)))
   ease: list[float] = []
   seconds: dict[str, float] = {}
   with inference.KeptOutputs(num, config.labels.keep_gib, workdir / "spill", config.labels.spill_gib) as kept:
@@ -72,21 +72,25 @@ def label_target(
       truths = _truths(batches(truth, list(read)), len(read))
     with progress("labels") as bar:
       labelled = inference.select(labelling, state.hyper, found, kept, canvas)
-      for image_id, (labels, valid, easy) in zip(read.values(), labelled, strict=True):
+      for image_id, (labels, valid, easy, others) in zip(read.values(), labelled, strict=True):
         write_png(folder / f"{image_id}.png", labels)
-        counts.add(labels, valid, next(truths))
+        truth = next(truths)
+        for count, choice in zip((counts, *compared), (labels, *others), strict=True):
+          count.add(choice, valid, truth)
         ease.append(easy)
         bar.update(1)
         stop.check()
-    if labelling.pictures:
-      wanted = spread(num, config.pictures)
-      places = {image_id: place for place, (i, image_id) in enumerate(read.items()) if i in wanted}
-      maps = inference.drawn(labelling, state.hyper, found, kept, canvas, places.values())
-      write_maps(workdir, stage.name, dict(zip(places, maps, strict=True)))
+    wanted = spread(num, config.pictures)
+    places = {image_id: place for place, (i, image_id) in enumerate(read.items()) if i in wanted}
+    maps = inference.drawn(labelling, state.hyper, found, kept, canvas, places.values())
+    write_maps(workdir, stage.name, dict(zip(places, maps, strict=True)))
   trained_on = easiest(list(read), ease, labelling.num)
-  record = {**counts.record(), **labelling.numbers(found), "chosen": trained_on, "seconds": seconds}
+  others = {what: count.record() for what, count in zip(labelling.others, compared, strict=True)}
+  record = {**counts.record(), **labelling.numbers(found), "others": others, "chosen": trained_on, "seconds": seconds}
   report.write_json(workdir / "pseudo_labels" / f"{stage.name}.json", record)
   print(f"{stage.name}: {counts.summary()}", flush=True)
+  for what, count in zip(labelling.others, compared, strict=True):
+    print(f"{stage.name}, {what}: {count.summary()}", flush=True)
   if labelling.ease is not None:
     print(f"{stage.name}: trains on the {labelling.num} easiest of {num} images", flush=True)
   for line in labelling.lines(found, experiment.space.classes):
@@ -133,13 +137,17 @@ def label_statistics(experiment: Experiment, workdir: epath.Path, stop: StopSign
   return found
 
 
-def pseudo_label_counts(workdir: epath.Path, stage: str) -> report.PseudoLabelCounts:
-  """What a stage's labelling came to, from its record."""
+def pseudo_label_counts(workdir: epath.Path, stage: str) -> dict[str, report.PseudoLabelCounts]:
+  """What a stage's labelling came to, from its record: "" names the labels, other names the others it compared."""
   record = report.read_json(workdir / "pseudo_labels" / f"{stage}.json")
-  confusion = record["confusion"]
-  return report.PseudoLabelCounts(
-    np.array(record["selected"]), record["pixels"], None if confusion is None else np.array(confusion)
-  )
+
+  def counts(record):
+    confusion = record["confusion"]
+    return report.PseudoLabelCounts(
+      np.array(record["selected"]), record["pixels"], None if confusion is None else np.array(confusion)
+    )
+
+  return {what: counts(one) for what, one in {"": record, **record["others"]}.items()}
 
 
 class _Counts:
@@ -170,7 +178,9 @@ class _Counts:
 
   def summary(self) -> str:
     share, missed = self._selected.sum() / self._pixels, self._uncovered / self._pixels
-    return f"labelled {share:.1%} of the target's pixels; no view covered {missed:.1%} of them"
+    known = 0 if self._confusion is None else self._confusion.sum()
+    right = f" ({np.trace(self._confusion) / known:.1%} of them right)" if known else ""
+    return f"labelled {share:.1%} of the target's pixels{right}; no view covered {missed:.1%}"
 
 
 def _noting(batches: Iterable[dict[str, Any]], read: dict[int, str]) -> Iterator[dict[str, Any]]:

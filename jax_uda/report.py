@@ -186,6 +186,11 @@ def _ratio(part: float, whole: float) -> float | None:
   return float(part / whole) if whole else None
 
 
+def _pseudo_label_results(counts: Mapping[str, PseudoLabelCounts], classes: Sequence[str]) -> dict[str, Any]:
+  found = {what: _pseudo_label_result(one, classes) for what, one in counts.items()}
+  return {**found.pop(""), "others": found}
+
+
 def _pseudo_label_result(counts: PseudoLabelCounts, classes: Sequence[str]) -> dict[str, Any]:
   selected = np.asarray(counts.selected)
   confusion = np.zeros((len(classes),) * 2) if counts.confusion is None else np.asarray(counts.confusion)
@@ -223,7 +228,7 @@ def stage_result(
   seconds: float,
   confusion: np.ndarray | None,
   classes: Sequence[str],
-  pseudo_labels: PseudoLabelCounts | None = None,
+  pseudo_labels: Mapping[str, PseudoLabelCounts] | None = None,
   protocols: Mapping[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
   """One entry of "stages" in results.json; all scores and shares are fractions in 0..1, None where undefined.
@@ -232,12 +237,12 @@ def stage_result(
     name, steps, seconds: of the stage.
     confusion: true labels (rows) against predictions (columns), whole numbers [C, C]; None if it was not scored.
     classes: the C class names.
-    pseudo_labels: counts of the labels the stage trained on; None if it made none.
+    pseudo_labels: counts of the labels the stage trained on, under "", and of the others it compared; None if it made none.
     protocols: `scores` by protocol, first those that are the stage's; None: of the C classes.
 
   Returns:
     The entry. In "pseudo_labels", "selected" is the share of all pixels, and by class the share of the selected
-    ones; "accuracy" is the share of the selected pixels whose label is true.
+    ones; "accuracy" is the share of the selected pixels whose label is true; "others" has the same of other labels.
   """
   if confusion is None:
     confusion = np.zeros((len(classes),) * 2, np.int64)
@@ -248,7 +253,7 @@ def stage_result(
     "seconds": seconds,
     **main,
     "other_protocols": dict(others),
-    "pseudo_labels": None if pseudo_labels is None else _pseudo_label_result(pseudo_labels, classes),
+    "pseudo_labels": None if pseudo_labels is None else _pseudo_label_results(pseudo_labels, classes),
   })
 
 
@@ -671,10 +676,11 @@ def _map_rows(workdir: epath.Path, stages: Sequence[str], space: LabelSpace) -> 
   return result
 
 
-def _labelling_rows(workdir: epath.Path, stages: Sequence[str], space: LabelSpace) -> str:
+def _labelling_rows(workdir: epath.Path, stages: Sequence[dict], space: LabelSpace) -> str:
   """For each stage whose labelling has drawn something, and each image: truth, what was drawn, and the labels."""
   pictures, result = workdir / "pictures", ""
-  for stage in stages:
+  for entry in stages:
+    stage = entry["name"]
     folder = pictures / "labelling" / stage
     kinds = {"maps": None, "labels": space}
     drawn = [(path, colors) for kind, colors in kinds.items() for path in _folders(folder / kind)]
@@ -683,11 +689,23 @@ def _labelling_rows(workdir: epath.Path, stages: Sequence[str], space: LabelSpac
     columns = [(pictures / "image", None), (pictures / "truth", space), *drawn]
     columns.append((workdir / "pseudo_labels" / stage, space))
     result += f"<h2>How {html.escape(stage)} chose its labels; maps from none (black) to full (white)</h2>\n"
+    result += _choices(entry["pseudo_labels"])
     for name in _names(pictures / "image"):
       files = [(path.name if path.name != stage else "labels", path / f"{name}.png", colors) for path, colors in columns]
       row = "".join(_picture(caption, path, colors) for caption, path, colors in files if path.exists())
       result += f'<div class="row">\n{row}</div>\n'
   return result
+
+
+def _choices(labels: Mapping[str, Any]) -> str:
+  """Table of a labelling's choice and of the others that it compared."""
+  rows = {"labels": labels, **labels["others"]}
+  cells = "".join(
+    f"<tr><td>{html.escape(what)}</td><td>{_percent(one['selected'])}</td><td>{_percent(one['accuracy'])}</td></tr>\n"
+    for what, one in rows.items()
+  )
+  head = "<tr><th></th><th>selected, in % of all pixels</th><th>right, in % of these</th></tr>"
+  return f'<div class="scroll"><table>\n{head}\n{cells}</table></div>\n' if labels["others"] else ""
 
 
 def _folders(folder: epath.Path) -> list[epath.Path]:
@@ -805,7 +823,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     _stage_table(stages),
     _epochs(records),
     _picture_rows(workdir, [stage["name"] for stage in stages], space),
-    _labelling_rows(workdir, [stage["name"] for stage in stages], space),
+    _labelling_rows(workdir, stages, space),
     _map_rows(workdir, [stage["name"] for stage in stages], space),
     f'<h2>More drawings</h2>\n<div class="charts">\n{drawings}</div>\n' if drawings else "",
   ]

@@ -13,8 +13,8 @@ and the run walks its stages: label the target if the stage says so, `begin`, tr
 `target_images` (all of them, without labels), `target_truth` (carrying the true ones) and `test`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from flax import struct
@@ -106,8 +106,8 @@ class Labelling:
     hyper: found -> {name: array}, put in `State.hyper` before the stage begins; names that are there from the start.
     num: target images that the stage trains on, those of the greatest ease; repeated where fewer could be read.
     ease: (found, scores, valid, extras) -> float []; None where it trains on all.
-    pictures: (found, scores, valid, extras) -> {what: float [H, W] in 0..1 or labels uint8 [H, W]}, to be drawn of a few
-      images beside their labels.
+    others: what -> as `select`, for comparison: labels that nothing trains on, counted, scored and drawn beside these.
+    maps: (found, scores, valid, extras) -> {what: float [H, W] in 0..1}, drawn of a few images beside their labels.
   """
 
   views: Callable
@@ -121,7 +121,8 @@ class Labelling:
   lines: Callable = lambda found, classes: ()
   hyper: Callable = lambda found: {}
   ease: Callable | None = None
-  pictures: Callable | None = None
+  others: Mapping[str, Callable] = field(default_factory=dict)
+  maps: Callable = lambda found, scores, valid, extras: {}
 
 
 @dataclass(frozen=True)

@@ -333,7 +333,7 @@ def test_the_selected_share_is_p1_times_p2(config, confidence):
   for p1, p2 in ((0.6, 0.8), (0.5, 0.4), (0.9, 0.2)):
     labels, found = chosen(changed(config, labels__confidence=confidence), examples, p1, p2)
     assert abs((labels != IGNORE).mean() / (p1 * p2) - 1) < 0.05
-    alone = np.stack([adversarial.pictures(found, *example)["labels without it"] for example in examples])
+    alone = np.stack([adversarial.select_alone(found, *example) for example in examples])
     assert abs((alone != IGNORE).mean() / (p1 * p2) - 1) < 0.05 and (alone != labels).any()
 
 
@@ -411,9 +411,12 @@ def test_a_run_draws_how_it_chose(config, tmp_path):
   run_module.run(config, tmp_path)
   folder = tmp_path / "pictures" / "labelling" / "retrain"
   drawn = {path.relative_to(folder).parent.as_posix() for path in folder.rglob("*.png")}
-  assert drawn == {"maps/adversarial confidence", "labels/labels without it"}
+  assert drawn == {"maps/adversarial confidence", "labels/labels without the discriminators"}
   assert len(list(folder.rglob("*.png"))) == 2 * config.pictures
   record = json.loads((tmp_path / "pseudo_labels" / "retrain.json").read_text())
+  results = json.loads((tmp_path / "results.json").read_text())["final"]["pseudo_labels"]
+  alone = results["others"]["labels without the discriminators"]
+  assert 0.4 < alone["selected"] < 0.6 and alone["accuracy"] != results["accuracy"]
   assert record["p1"] == 0.6 and len(record["thresholds"]) == 19 and 0 < record["t1"] < 1
   page = (tmp_path / "report.html").read_text()
-  assert "How retrain chose its labels" in page and "adversarial confidence" in page
+  assert "How retrain chose its labels" in page and page.count("labels without the discriminators") > 2

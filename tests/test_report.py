@@ -180,7 +180,7 @@ def test_stage_result_of_pseudo_labels():
   # Ten of the selected pixels have a truth; of those labelled sky (column 1) 3 of 4 are right.
   truth = np.array([[6, 1, 0], [0, 3, 0], [0, 0, 0]])
   counts = report.PseudoLabelCounts(selected=np.array([8, 12, 0]), pixels=100, confusion=truth)
-  assert report.stage_result("a", 1, 1.0, None, SPACE.classes, counts)["pseudo_labels"] == {
+  found = {
     "selected": 0.2,
     "accuracy": 0.9,
     "by_class": {
@@ -189,11 +189,14 @@ def test_stage_result_of_pseudo_labels():
       "car": {"selected": 0.0, "accuracy": None},
     },
   }
+  for others in ({}, {"labels by lot": counts}):
+    result = report.stage_result("a", 1, 1.0, None, SPACE.classes, {"": counts, **others})
+    assert result["pseudo_labels"] == {**found, "others": dict.fromkeys(others, found)}
 
 
 def test_stage_result_without_any_labels():
   counts = report.PseudoLabelCounts(selected=np.zeros(3, np.int64), pixels=100)
-  result = report.stage_result("a", 1, 1.0, None, SPACE.classes, counts)
+  result = report.stage_result("a", 1, 1.0, None, SPACE.classes, {"": counts})
   assert result["miou"] is None and result["pixel_accuracy"] is None
   assert set(result["iou"]) == set(SPACE.classes) and set(result["iou"].values()) == {None}
   assert result["pseudo_labels"]["selected"] == 0 and result["pseudo_labels"]["accuracy"] is None
@@ -314,7 +317,7 @@ def workdir(tmp_path):
   report.write_json(tmp_path / "config.json", config)
   counts = report.PseudoLabelCounts(np.array([60, 30, 0]), 200, CONFUSION)
   results = [
-    report.stage_result(name, 40, 3700.0, CONFUSION + i * np.diag([5, 1, 0]), SPACE.classes, counts if i else None)
+    report.stage_result(name, 40, 3700.0, CONFUSION + i * np.diag([5, 1, 0]), SPACE.classes, {"": counts} if i else None)
     for i, name in enumerate(names)
   ]
   results[-1]["other_protocols"] = {"two classes": {"miou": 0.625}}

@@ -323,7 +323,8 @@ def labelling(config: ConfigDict, sizes: Mapping[str, int]) -> Labelling:
     numbers=functools.partial(numbers, p1=labels.p1, p2=labels.p2),
     batch=labels.batch,
     num=sizes["target"],
-    pictures=pictures,
+    others={"labels without the discriminators": select_alone},
+    maps=maps,
   )
 
 
@@ -412,10 +413,16 @@ def select(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> ja
   return pseudo_labels.select(scores, found["pools"]["thresholds"], IGNORE, focus(found, valid, extras))
 
 
-def pictures(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> dict[str, jax.Array]:
-  """Figure 6: A, and as many proxies as there are, but chosen without it."""
-  alone = pseudo_labels.select(scores, found["pools_alone"]["thresholds"], IGNORE, valid)
-  return {"adversarial confidence": confidence(found, extras), "labels without it": alone}
+def select_alone(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> jax.Array:
+  """As many proxies, chosen by class balance alone: as with p1 = 1 and p1 · p2 for p2 (figure 6)."""
+  del extras
+  return pseudo_labels.select(scores, found["pools_alone"]["thresholds"], IGNORE, valid)
+
+
+def maps(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> dict[str, jax.Array]:
+  """A, for figure 6."""
+  del scores, valid
+  return {"adversarial confidence": confidence(found, extras)}
 
 
 def numbers(found: Mapping[str, Any], *, p1: float, p2: float) -> dict[str, Any]:
