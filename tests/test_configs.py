@@ -177,7 +177,7 @@ def test_the_papers_multi_adversarial_proxies():
     config = load_config(f"configs/{name}.py")
     source, adversarial, retraining = config.source_training, config.adversarial, config.retraining
     assert (source.steps, source.batch, source.rate, source.power) == (80_000, 4, 4e-3, 0.9)
-    assert config.optimizer.to_dict() == {"momentum": 0.9, "weight_decay": 5e-4, "decoder_multiplier": 1.0}
+    assert config.optimizer.to_dict() == {"momentum": 0.9, "weight_decay": 5e-4, "decoder_multiplier": 1.0, "clip": 0.0}
     assert (adversarial.steps, adversarial.batch) == (10_000, 4)
     assert adversarial.rate == adversarial.discriminator_rate == 1e-4
     assert (adversarial.discriminators, adversarial.loss) == (2, "non_saturating")

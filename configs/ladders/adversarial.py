@@ -3,6 +3,8 @@
 All from one source stage a seed. What is retrained is retrained afresh, so give `retraining.steps` as many as `source` and
 `adversarial` have together, and every network that is scored has had equal steps. One rung is not the paper's: its
 discriminators move nothing, and what it gains it owes to the target's batch statistics; compare the others with it, too.
+Another is from table 4: as many proxies, chosen without the discriminators. Table 3's last rung, several scales, needs no
+training: `python -m jax_uda.evaluate --scales 0.5,0.75,1 --workdir DIR` scores a run so, here that of "proxies with two".
 
   python -m jax_uda.ladder --config configs/adversarial_camvid.py --variants configs/ladders/adversarial.py --seeds 0,1 \\
     --workdir runs/adversarial_ladder --config.data_dir=DATA --config.weights=resnet18.safetensors
@@ -21,6 +23,6 @@ def get_variants():
     "two discriminators": without,
     "proxies with one": one,
     "proxies with two": {},
-    "proxies with two, multi-scale": {"eval_scales": "0.75,1,1.25"},
+    "proxies without (p1 1, p2 0.48)": {"labels.p1": 1.0, "labels.p2": 0.48},
     "oracle": {"mode": "oracle"},
   }
