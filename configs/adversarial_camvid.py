@@ -17,10 +17,10 @@ def get_config():
   config.network.update({"backbone": "resnet18", "num_stages": 3, "channels": 64, "units": 1})
   config.augmentation.crop = (180, 240)  # whole
   config.optimizer.clip = 1.0  # as on the street world, see adversarial_demo
-  config.source_training.update({"steps": 600, "batch": 4, "rate": 0.01})
-  config.adversarial.update({"steps": 300, "batch": 3, "rate": 0.001, "discriminator_rate": 1e-4, "channels": 32})
+  config.source_training.update({"steps": 400, "batch": 4, "rate": 0.01})
+  config.adversarial.update({"steps": 200, "batch": 2, "rate": 0.001, "discriminator_rate": 1e-4, "channels": 32})
   config.adversarial.update({"weight_1": 0.01, "weight_2": 0.002, "target_crop": (180, 240), "target_scale": 1.0})
   config.labels.update({"scale": 1.0, "batch": 4})
-  config.retraining.update({"steps": 900, "batch": 6, "rate": 0.01, "crop": (144, 192), "jitter": 0.4})
-  config.statistics_steps = 21  # each image once
+  config.retraining.update({"steps": 600, "batch": 4, "rate": 0.01, "crop": (144, 192), "jitter": 0.4})
+  config.statistics_steps = 21
   return config

@@ -11,8 +11,8 @@ discriminator 41.5, two 42.7, proxies with one 47.1, with two (this config as it
 config yet.
 
 Images of GTA5 are seen at a height of 720, those of Cityscapes at 512x1024; both lie in one canvas, and are scaled on the
-device. The networks of the first two stages are scored best at the size that they were trained at:
-`python -m jax_uda.evaluate --stage adversarial --scales 0.5`.
+device. With `--config.retraining.steps=0` the network that is scored has seen Cityscapes at half its size; there,
+`--config.eval_scales=0.5` scores it so (our choice).
 """
 
 from configs import default
@@ -22,5 +22,6 @@ def get_config():
   """The paper's setting."""
   config = default.adversarial()
   default.gta5_to_cityscapes(config)
-  config.augmentation.update({"crop": (720, 1280), "scale": (720 / 1052, 720 / 1052)})
+  config.canvas = (1056, 2048)  # of which a half is in whole strides; GTA5 is scaled to 1056x1921 in it
+  config.augmentation.update({"crop": (720, 1280), "scale": (720 / 1056, 720 / 1056)})
   return config

@@ -92,9 +92,11 @@ def _check_labelling(labelling: Labelling, state: State, canvas: tuple[int, int]
   for name, fold in labelling.folds.items():
     jax.eval_shape(lambda *x, f=fold: f.update(f.init(), *x), found, scores, valid, extras)
     found[name] = fold.finish(fold.init())
-  labels = jax.eval_shape(labelling.select, found, scores, valid, extras)
-  if labels.shape != canvas:
-    raise UserError(f"the labelling gives {labels.shape}, the canvas is {canvas}")
+  jax.eval_shape(labelling.maps, found, scores, valid, extras)
+  for select in (labelling.select, *labelling.others.values()):
+    labels = jax.eval_shape(select, found, scores, valid, extras)
+    if labels.shape != canvas:
+      raise UserError(f"the labelling gives {labels.shape}, the canvas is {canvas}")
 
 
 def _abstract_batch(batch: int, canvas: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -96,7 +96,12 @@ def take_networks(directory: epath.PathLike, place: int, state: State) -> State:
   shared = sorted(set(found) & set(state.networks))
   if not shared:
     raise UserError(f"start_from: {path} holds the networks {sorted(found)}, this run wants {sorted(state.networks)}")
-  networks = {name: _take(network, found[name]) if name in shared else network for name, network in state.networks.items()}
+  networks = dict(state.networks)
+  for name in shared:
+    networks[name] = _take(networks[name], found[name])
+    theirs, ours = (jax.tree.map(np.shape, x.replace(opt_state=None)) for x in (networks[name], state.networks[name]))
+    if theirs != ours:
+      raise UserError(f"start_from: {path} holds a {name} of other layers; give this run the same, or let it train `source`")
   return state.replace(networks=networks)
 
 

@@ -1,8 +1,8 @@
 """Views → forward → assemble: one way to run a network over images, for labelling and for scoring.
 
-A network's outputs are kept at its own stride as float16 log-probabilities (a sixty-fourth of the pixels; logarithms, since
-softmax confidences pile up next to 1, where float16 has no room). Full resolution exists only on the device, one image at
-a time, whenever something replays the kept outputs.
+A network's outputs are kept at its own stride as float16 log-probabilities (a sixty-fourth of the pixels, or a sixteenth;
+logarithms, since softmax confidences pile up next to 1, where float16 has no room). Full resolution exists only on the
+device, one image at a time, whenever something replays the kept outputs.
 """
 
 import functools
@@ -282,8 +282,14 @@ def predictor(predict: Callable, mirrored: bool = False) -> Callable:
 
 
 def scaled_canvas(canvas: tuple[int, int], scale: float) -> tuple[int, int]:
-  """The canvas at a scale, in multiples of the network's stride; at scale 1 as it is."""
+  """The canvas at a scale, in multiples of a network's largest stride; at scale 1 as it is."""
   return canvas if scale == 1 else tuple(max(STRIDE, STRIDE * round(n * scale / STRIDE)) for n in canvas)
+
+
+def scaled(images: jax.Array, scale: float) -> jax.Array:
+  """Canvases [B, H, W, 3] resized to `scaled_canvas`."""
+  shape = (len(images), *scaled_canvas(images.shape[1:3], scale), 3)
+  return images if scale == 1 else jax.image.resize(images, shape, "linear")
 
 
 def parse_scales(text: str, field: str) -> tuple[float, ...]:
@@ -330,13 +336,12 @@ def look(
     scales: of the canvas, which is resized on the device.
     flip: whether to look at the mirror images, too.
   """
-  canvas, seen = images.shape[1:3], {"low": images}
+  seen = {"low": images}
   if flip:
     seen["mirrored"] = jax.vmap(mirror)(images, sizes[:, 1])
 
   def low(looked_at, scale):
-    shape = (len(images), *scaled_canvas(canvas, scale), 3)
-    return log_probabilities(predict(state, looked_at if scale == 1 else jax.image.resize(looked_at, shape, "linear")))
+    return log_probabilities(predict(state, scaled(looked_at, scale)))
 
   return [{name: low(looked_at, scale) for name, looked_at in seen.items()} for scale in scales]
 

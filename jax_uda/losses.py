@@ -1,5 +1,6 @@
 """Losses as (sum, count): callers add both over devices and divide once, so that no mean of means is taken."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -101,7 +102,7 @@ _BINARY = {
   "tell_source": lambda x: jax.nn.softplus(-x),
   "tell_target": jax.nn.softplus,
   "probability": jax.nn.sigmoid,
-  "chance": float(jnp.log(2.0)),
+  "chance": math.log(2),
 }
 # minimax is eqs. 2 to 4 of the multi-adversarial proxies; their features learn little from a discriminator that wins. The
 # non-saturating form is Goodfellow et al.'s (2014), least squares Mao et al.'s (2017).
@@ -113,7 +114,7 @@ GAMES = {
     tell_target=lambda x: x**2,
     fool_target=lambda x: (x - 1) ** 2,
     fool_source=None,
-    probability=lambda x: jnp.clip(x, 0, 1),
+    probability=lambda x: jax.nn.sigmoid(4 * (x - 0.5)),  # as steep as x at one half; in 0..1, and without ties
     chance=0.25,
   ),
 }

@@ -87,12 +87,17 @@ def _pool(probabilities: Array, mask: Array | None) -> tuple[Array, Array, Array
   return predicted, confidence, pooled if mask is None else pooled & mask
 
 
+def _counted(counts: Array, pools: Array, values: Array, mask: Array) -> Array:
+  """`counts` [P, NUM_BINS] with `values` [...] added to the bins of their `pools` [...] where `mask` [...] is true."""
+  index = jnp.where(mask, pools * NUM_BINS + confidence_bins(values), counts.size)
+  return counts.reshape(-1).at[index.reshape(-1)].add(1, mode="drop").reshape(counts.shape)
+
+
 @jax.jit
 def _update(histogram: Histogram, probabilities: Array, mask: Array | None) -> Histogram:
   num_classes = histogram.counts.shape[0]
   predicted, confidence, pooled = _pool(probabilities, mask)
-  index = jnp.where(pooled, predicted * NUM_BINS + confidence_bins(confidence), num_classes * NUM_BINS)
-  counts = histogram.counts.reshape(-1).at[index.reshape(-1)].add(1, mode="drop").reshape(histogram.counts.shape)
+  counts = _counted(histogram.counts, predicted, confidence, pooled)
   own = pooled[..., None] & (predicted[..., None] == jnp.arange(num_classes))
   maximum = jnp.where(own, confidence[..., None], 0).max(range(own.ndim - 1))
   return Histogram(counts, jnp.maximum(histogram.maximum, maximum))
@@ -242,8 +247,7 @@ def update_verdicts(verdicts: Verdicts, outputs: ArrayLike, mask: ArrayLike) -> 
   """With the pixels of `outputs` [..., D] added, where `mask` [...] is true."""
   num = verdicts.smallest.shape[0]
   outputs, mask = jnp.asarray(outputs, jnp.float32).reshape(-1, num), jnp.asarray(mask, bool).reshape(-1, 1)
-  index = jnp.where(mask, jnp.arange(num) * NUM_BINS + confidence_bins(outputs), num * NUM_BINS)
-  counts = verdicts.counts.reshape(-1).at[index.reshape(-1)].add(1, mode="drop").reshape(verdicts.counts.shape)
+  counts = _counted(verdicts.counts, jnp.arange(num), outputs, mask)
   smallest = jnp.where(mask, outputs, jnp.inf).min(0, initial=jnp.inf)
   largest = jnp.where(mask, outputs, -jnp.inf).max(0, initial=-jnp.inf)
   return Verdicts(counts, jnp.minimum(verdicts.smallest, smallest), jnp.maximum(verdicts.largest, largest))
@@ -259,8 +263,13 @@ def scale_of(verdicts: Verdicts, kind: str) -> dict[str, np.ndarray]:
   """What brings each discriminator's outputs to one scale, 0..1, over the target set: `adversarial_confidence` wants it.
 
   Args:
-    kind: min_max, smallest to 0 and largest to 1; rank, the share of the pixels that are smaller.
+    kind: min_max, smallest to 0 and largest to 1; rank, the share of the outputs that are smaller.
+
+  Raises:
+    ValueError: another kind.
   """
+  if kind not in SCALES:
+    raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(SCALES)}")
   if kind == "min_max":
     return {"smallest": np.asarray(verdicts.smallest, np.float32), "largest": np.asarray(verdicts.largest, np.float32)}
   counts = np.asarray(verdicts.counts, np.float64)
@@ -270,24 +279,25 @@ def scale_of(verdicts: Verdicts, kind: str) -> dict[str, np.ndarray]:
 
 @jax.jit
 def adversarial_confidence(outputs: ArrayLike, scale: dict[str, Array]) -> Array:
-  """A [...] in 0..1: the mean over discriminators of their outputs [..., D], brought to one scale by `scale_of`.
+  """A [...] above 0, up to 1: the mean over discriminators of their outputs [..., D], brought to one scale by `scale_of`.
 
   Source: multi-adversarial proxies, section 2.3; which scale is our choice.
   """
   outputs = jnp.asarray(outputs, jnp.float32)
   if "ranks" in scale:
-    return scale["ranks"][jnp.arange(outputs.shape[-1]), confidence_bins(outputs)].mean(-1)
-  spread = scale["largest"] - scale["smallest"]
-  # Where all are equal, none is the more confident; what was not seen before may lie outside.
-  unit = (outputs - scale["smallest"]) / jnp.where(spread > 0, spread, 1)
-  return jnp.clip(unit, 0, 1).mean(-1)
+    unit = scale["ranks"][jnp.arange(outputs.shape[-1]), confidence_bins(outputs)]
+  else:
+    spread = scale["largest"] - scale["smallest"]
+    # Where all are equal, none is the more confident; what was not seen before may lie outside.
+    unit = jnp.clip((outputs - scale["smallest"]) / jnp.where(spread > 0, spread, 1), 0, 1)
+  # The least confident, too, are to be in the pool that t1 is found from.
+  return jnp.maximum(unit.mean(-1), jnp.finfo(jnp.float32).tiny)
 
 
 @jax.jit
 def update_focus(histogram: Histogram, confidence: ArrayLike, mask: ArrayLike) -> Histogram:
-  """Histogram of one pool with the pixels of `confidence` [...] added, where `mask` [...] is true."""
-  # 0 is as good a confidence as any, but would be in no pool.
-  return _update(histogram, jnp.maximum(confidence, jnp.finfo(jnp.float32).tiny)[..., None], mask)
+  """Histogram of one pool with the pixels of `confidence` [...], above 0, added where `mask` [...] is true."""
+  return _update(histogram, jnp.asarray(confidence)[..., None], mask)
 
 
 def focus_threshold(histogram: Histogram, portion: float, rank: str = "paper") -> Array:

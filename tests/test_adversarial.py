@@ -12,7 +12,7 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_uda import experiment, losses, optimizers, parallel, pseudo_labels
+from jax_uda import experiment, inference, losses, optimizers, parallel, pseudo_labels, steps
 from jax_uda import run as run_module
 from jax_uda.data.label_spaces import CITYSCAPES19, IGNORE
 from jax_uda.errors import UserError
@@ -52,8 +52,9 @@ def test_what_the_players_pay():
   np.testing.assert_allclose(minimax.fool_source(most), np.log(0.75), rtol=1e-6)
   squares = losses.GAMES["least_squares"]
   np.testing.assert_allclose([squares.tell_source(0.75), squares.tell_target(0.75)], [0.0625, 0.5625])
-  assert squares.fool_target(0.75) == 0.0625 and squares.probability(1.5) == 1
-  assert squares.tell_source(0.5) == squares.chance
+  assert squares.fool_target(0.75) == 0.0625 and squares.tell_source(0.5) == squares.chance
+  said = [float(squares.probability(jnp.float32(x))) for x in (-0.3, -0.2, 0.5, 1.2, 1.3)]
+  assert said == sorted(set(said)) and said[2] == 0.5 and said[0] > 0 and said[-1] < 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 8), (9, 17), (45, 33)])
@@ -216,18 +217,50 @@ def test_one_discriminator_judges_the_features_alone(config):
   assert keywords["weights"] == (config.adversarial.weight_1,) and keywords["judges"]["discriminator_1"].poolings == 3
 
 
-def test_each_optimizer_changes_its_own_network(config):
-  plan = planned(changed(config, adversarial__discriminator_rate=0.0))
+def test_each_optimizer_changes_its_own_network():
+  """Of three players two move; of these, the second has nothing to pay."""
+  rules = {"a": optimizers.sgd(0.0, 0.0), "b": optimizers.adam(0.9, 0.99, 0.5)}
+  networks = {name: optimizers.make_network({"params": {"w": jnp.ones(3)}}, rules["b"]) for name in ("b", "c")}
+  networks["a"] = optimizers.make_network({"params": {"w": jnp.ones(3)}}, rules["a"])
+  state = adversarial.State(jnp.int32(0), networks, optimizers.schedule(0.1, 10, 0.0))
+
+  def step(pays):
+    def loss(params, state, parts):
+      return (params[pays]["w"] * jnp.array([1.0, -2.0, 30.0])).sum(), ({name: {} for name in rules}, {})
+
+    run = functools.partial(steps.train_step, streams={}, players=rules, loss=loss)
+    after, _ = jax.vmap(run, (None, None, None), None, axis_name=DEVICE_AXIS, axis_size=1)(state, {}, jax.random.key(0))
+    return {name: np.asarray(network.params["w"]) - 1 for name, network in after.networks.items()}
+
+  moved = step("a")
+  np.testing.assert_allclose(moved["a"], [-0.1, 0.2, -3.0], rtol=1e-5)
+  assert not moved["b"].any() and not moved["c"].any()
+  moved = step("b")  # Adam's first step is as long whatever the gradient
+  np.testing.assert_allclose(moved["b"], [-0.05, 0.05, -0.05], rtol=1e-4)
+  assert not moved["a"].any() and not moved["c"].any()
+
+
+def test_all_three_learn(config):
+  config = changed(config, adversarial__rate=0.01, adversarial__discriminator_rate=2e-3)
+  plan = planned(config)
   (stage,) = (stage for stage in plan.stages if stage.name == "adversarial")
-  state = first_state(plan, stage)
-  before = jax.tree.map(np.array, state.networks)
+  state = parallel.replicate(first_state(plan, stage))
+  before = jax.device_get(jax.tree.map(np.array, state.networks))
   batches = {name: make_batch(4, tuple(config.canvas), seed) for seed, name in enumerate(("source", "target"))}
-  state, _ = parallel.train_step(stage.steps["train"].apply)(parallel.replicate(state), batches, jax.random.key(0))
-  after = jax.device_get(state.networks)
-  differ = {name: not equal_bits(before[name].params, after[name].params) for name in before}
-  assert differ == {"segmenter": True, "discriminator_1": False, "discriminator_2": False}
-  moments = [x for x in jax.tree.leaves(after["discriminator_1"].opt_state) if np.ndim(x) > 1]
-  assert moments and all(np.abs(x).max() > 0 for x in moments)  # it was asked, and its rate is 0
+  batches["target"]["image"] //= 4  # at dusk
+  step, paid = parallel.train_step(stage.steps["adversarial"].apply), []
+  for i in range(6):
+    state, metrics = step(state, batches, jax.random.key(0))
+    paid.append({name: float(total / count) for name, (total, count) in jax.device_get(metrics).items()})
+    if i == 0:
+      after = jax.device_get(state.networks)
+  assert not equal_bits(before["segmenter"].params, after["segmenter"].params)
+  for name in JUDGES:
+    moved = np.concatenate([
+      np.abs(a - b).ravel() for a, b in zip(*(jax.tree.leaves(x[name].params) for x in (before, after)), strict=True)
+    ])
+    assert np.isclose(np.quantile(moved, [0.5, 1]), 2e-3, rtol=0.01).all()  # their rate, and not the segmenter's
+    assert paid[-1][f"{name}_loss"] < paid[0][f"{name}_loss"] - 0.01
 
 
 # --- warnings ---
@@ -247,7 +280,11 @@ def test_a_discriminator_that_has_won_or_lost_is_warned_of():
   won, lost = warn(records([0.3] + [0.04] * 5, [0.3] + [0.69] * 5))
   assert won.startswith("discriminator 1 tells the domains apart") and lost.startswith("discriminator 2 is at chance")
   assert warn(records([0.04, 0.04, 0.06, 0.04, 0.04], [0.69, 0.5, 0.69, 0.69, 0.69])) == []
-  assert warn(records([0.04] * 5, [0.3] * 5, stage=0) + records([0.3], [0.3])) == []  # of this stage
+  earlier = records([0.3] * 9, [0.3] * 9, stage=0)
+  assert warn(earlier + records([0.04] * 4, [0.3] * 4)) == []  # what counts is this stage's
+  assert len(warn(earlier + records([0.04] * 5, [0.3] * 5))) == 1
+  plain = {"stage_index": 1, "step": 540, "confidence": 0.9}
+  assert warn([*records([0.3] + [0.04] * 4, [0.3] * 5), plain]) == []  # batch statistics at the end are no play
   assert warn([{"stage_index": 2, "step": 900, "loss": 1.0}]) == []
 
 
@@ -266,8 +303,13 @@ def test_confidence_by_hand():
   ranks = pseudo_labels.scale_of(verdicts, "rank")  # a third each; a pixel is above half of itself
   found = pseudo_labels.adversarial_confidence(outputs[:3], ranks)
   np.testing.assert_allclose(found, [1 / 6, (3 / 6 + 5 / 6) / 2, (5 / 6 + 3 / 6) / 2], atol=1e-6)
+  assert found.min() > 0
   equals = pseudo_labels.update_verdicts(pseudo_labels.init_verdicts(1), jnp.full((4, 1), 0.3), jnp.ones(4))
-  assert not pseudo_labels.adversarial_confidence(jnp.full((4, 1), 0.3), pseudo_labels.scale_of(equals, "min_max")).any()
+  found = pseudo_labels.adversarial_confidence(jnp.full((4, 1), 0.3), pseudo_labels.scale_of(equals, "min_max"))
+  alike = pseudo_labels.update_focus(pseudo_labels.init_histogram(1), found, jnp.ones(4, bool))
+  assert (found > pseudo_labels.focus_threshold(alike, 0.6)).all()  # all or none, and none would be no labels
+  with pytest.raises(ValueError, match="one of min_max, rank"):
+    pseudo_labels.scale_of(verdicts, "mean")
 
 
 @given(st.integers(0, 2**31 - 1))
@@ -287,11 +329,10 @@ def test_verdicts_add_up(seed):
 @given(st.integers(0, 2**31 - 1), st.floats(0.05, 0.95))
 @settings(max_examples=20, deadline=None)
 def test_focus_keeps_its_share(seed, portion):
-  confidence = np.random.default_rng(seed).random((40, 50)).astype(np.float32)
-  confidence[:2] = 0  # counted like any other
+  confidence = np.random.default_rng(seed).random((40, 50)).astype(np.float32) + 1e-6
   histogram = pseudo_labels.update_focus(pseudo_labels.init_histogram(1), confidence, np.ones(confidence.shape, bool))
   kept = (confidence > pseudo_labels.focus_threshold(histogram, portion)).mean()
-  assert abs(kept - min(portion, 0.95)) < 0.005
+  assert abs(kept - portion) < 0.005
   assert pseudo_labels.focus_threshold(histogram, 1.0) == -np.inf
 
 
@@ -302,7 +343,8 @@ def scene(seed, shape=(40, 50), num_classes=4):
   """Spread-out scores of one image, and how likely two discriminators think its places the source's."""
   rng = np.random.default_rng(seed)
   scores = rng.dirichlet(np.ones(num_classes), shape).astype(np.float32)
-  return scores, np.ones(shape, bool), {"domains": rng.beta(2, 5, (*shape, 2)).astype(np.float32)}
+  domains = rng.beta(2, 5, (*shape, 2)).astype(np.float32)  # of cells as small as pixels
+  return scores, np.ones(shape, bool), {"domains": domains, "inside": np.ones(shape, bool), "cell": np.ones(2)}
 
 
 def chosen(config, examples, p1, p2, **found):
@@ -349,7 +391,8 @@ def test_raising_p1_removes_no_pixel(seed, p1, p2):
 def test_proxies_by_hand(config):
   """Eq. 5: class 1 is confident at pixels 0 to 2; there the discriminators are confident of 1 and 2 alone."""
   scores = jnp.array([[[0.1, 0.9], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.9, 0.1]]])
-  extras = {"domains": jnp.array([[[0.1], [0.9], [0.8], [0.7], [0.2]]])}
+  domains = jnp.array([[[0.1], [0.9], [0.8], [0.7], [0.2]]])
+  extras = {"domains": domains, "inside": jnp.ones((1, 5), bool), "cell": jnp.ones(2)}
   found = {
     "scale": {"smallest": jnp.zeros(1), "largest": jnp.ones(1)},
     "focus": jnp.float32(0.5),
@@ -360,6 +403,35 @@ def test_proxies_by_hand(config):
   assert adversarial.select(found, scores, valid, extras).tolist() == [[255, 1, 255, 255, 255]]
   pools = adversarial.pool_confidences(pseudo_labels.init_histogram(2), found, scores, valid, extras, focused=True)
   assert np.asarray(pools.counts).sum(1).tolist() == [1, 2]  # of 1, 2 and 3, as only these are looked at
+
+
+@pytest.mark.parametrize(("scale", "canvas", "size"), [(1.0, (72, 136), (66, 104)), (0.5, (144, 272), (130, 272))])
+def test_verdicts_lie_where_they_were_given(scale, canvas, size):
+  """Cells are 32 pixels at scale 1 and 64 at a half; those that are mostly padding count for nothing."""
+  verdicts = np.full((3, 5, 2), 9.0, np.float32)  # what is said of padding
+  inside = np.zeros((3, 5), bool)
+  inside[:2, : 3 if scale == 1 else 4] = True  # 66 of 96 rows and 104 of 160 columns; 65 and 136
+  verdicts[inside] = -3
+  verdicts[1, 2] = 2
+  low = jnp.zeros((*(n // 4 for n in inference.scaled_canvas(canvas, scale)), 4), jnp.float16)
+  scores, valid, extras = adversarial.assemble(
+    {}, {"low": low, "verdicts": jnp.asarray(verdicts)}, None, jnp.array(size), canvas,
+    rules=losses.GAMES["non_saturating"], scale=scale,
+  )  # fmt: skip
+  assert scores.shape == (*canvas, 4) and valid.sum() == np.prod(size)
+  np.testing.assert_array_equal(extras["inside"], inside)
+  stat = adversarial.add_verdicts(pseudo_labels.init_verdicts(2), {}, scores, valid, extras)
+  found = {"scale": pseudo_labels.scale_of(stat, "min_max")}
+  np.testing.assert_allclose(found["scale"]["largest"], jax.nn.sigmoid(2.0), rtol=1e-5)
+  confidence = np.where(valid, adversarial.confidence(found, valid, extras), 0)
+  cell = round(32 / scale)
+  centre = [cell * 3 // 2, cell * 5 // 2]
+  assert confidence[centre[0], centre[1]] > 0.95
+  assert confidence[size[0] - 1, centre[1]] > 0.95  # below it only what is said of padding could lower it, or raise
+  assert confidence[cell // 2, cell // 2] < 0.05 and confidence[centre[0], cell // 2] < 0.05
+  np.testing.assert_allclose(confidence[centre[0], 2 * cell], 0.5, atol=0.05)  # half-way to its neighbour
+  none = adversarial.add_verdicts(pseudo_labels.init_verdicts(2), {}, scores, jnp.zeros_like(valid), extras)
+  assert np.asarray(none.counts).sum() == 0  # in place of an image that there is not
 
 
 # --- stages ---
@@ -377,7 +449,7 @@ def test_stages_by_mode(config):
   assert names(mode="source_only") == [("source", source), ("adversarial", source)]
   assert names(mode="oracle") == [("source", source), ("retrain", {"target": ("target_truth",)})]
   assert names(retraining__steps=0) == [("source", source), ("adversarial", target)]
-  assert names(adversarial__steps=0) == [("source", source), ("retrain", {"target": ("target",)})]
+  assert names(adversarial__steps=0, labels__p1=1.0) == [("source", source), ("retrain", {"target": ("target",)})]
 
 
 def test_retraining_starts_afresh_or_goes_on(config):
@@ -398,6 +470,8 @@ def test_retraining_starts_afresh_or_goes_on(config):
   ("adversarial__loss", "wasserstein", "non_saturating, minimax, least_squares"),
   ("labels__confidence", "mean", "min_max, rank"), ("labels__rank", "best", "paper, code"),
   ("labels__p1", 0.0, "above 0 and up to 1"), ("labels__p2", 1.5, "above 0 and up to 1"),
+  ("adversarial__steps", 0, "no discriminator has learnt"), ("labels__scale", 0.0, "above 0"),
+  ("adversarial__rate", 0.0, "above 0"), ("adversarial__target_scale", -1.0, "above 0"),
   ("network__backbone", "resnet38", "resnet18, resnet101, vgg16"),
 ])  # fmt: skip
 def test_values_that_are_not_offered(config, field, value, said):
@@ -407,7 +481,7 @@ def test_values_that_are_not_offered(config, field, value, said):
 
 
 def test_a_run_draws_how_it_chose(config, tmp_path):
-  config = changed(config, adversarial__steps=0, source_training__steps=1, retraining__steps=1, statistics_steps=0)
+  config = changed(config, adversarial__steps=1, source_training__steps=1, retraining__steps=1, statistics_steps=0)
   run_module.run(config, tmp_path)
   folder = tmp_path / "pictures" / "labelling" / "retrain"
   drawn = {path.relative_to(folder).parent.as_posix() for path in folder.rglob("*.png")}

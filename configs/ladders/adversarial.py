@@ -5,6 +5,7 @@ All from one source stage a seed. What is retrained is retrained afresh, so give
 discriminators move nothing, and what it gains it owes to the target's batch statistics; compare the others with it, too.
 Another is from table 4: as many proxies, chosen without the discriminators. Table 3's last rung, several scales, needs no
 training: `python -m jax_uda.evaluate --scales 0.5,0.75,1 --workdir DIR` scores a run so, here that of "proxies with two".
+With adversarial_gta and _synthia, score the rungs that are not retrained at the size they have seen: `--scales 0.5`.
 
   python -m jax_uda.ladder --config configs/adversarial_camvid.py --variants configs/ladders/adversarial.py --seeds 0,1 \\
     --workdir runs/adversarial_ladder --config.data_dir=DATA --config.weights=resnet18.safetensors
@@ -23,6 +24,6 @@ def get_variants():
     "two discriminators": without,
     "proxies with one": one,
     "proxies with two": {},
-    "proxies without (p1 1, p2 0.48)": {"labels.p1": 1.0, "labels.p2": 0.48},
+    "proxies without any": {"labels.p1": 1.0, "labels.p2": 0.48},
     "oracle": {"mode": "oracle"},
   }

@@ -4,10 +4,10 @@ Stages: `source`, supervised training. `adversarial`: the segmenter learns on, a
 depths, that discriminators take for the source's. `retrain`: the target is labelled where both the discriminators and the
 classifier are confident (eq. 5), and the segmenter is trained afresh on these proxies alone.
 
-Each step of `adversarial` is one pure function. The segmenter passes the source, then the target; then the players move in
-turn, each by its own optimizer and all from the outputs of that one forward: the segmenter, discriminator 1 (of the
-features F), discriminator 2 (of its part F_l). What a player may not move is held by `stop_gradient`: the segmenter's loss
-sees fixed discriminators, theirs see fixed features.
+Each step of `adversarial` is one pure function. The segmenter passes the source, then the target; then each player is
+updated by its own optimizer: the segmenter, discriminator 1 (of the features F), discriminator 2 (of its part F_l). What a
+player may not move is held by `stop_gradient`: the segmenter's loss sees fixed discriminators, theirs see fixed features.
+All gradients are of the outputs of that one forward, so nobody sees another's update before the next step.
 
 The rungs of the paper's ladder are fields: `config.mode = source_only`, `config.adversarial.discriminators`,
 `config.retraining.steps = 0`, `config.eval_scales`.
@@ -47,11 +47,14 @@ def discriminators(config: ConfigDict) -> dict[str, PatchDiscriminator]:
   """By the names that they have as players, in order.
 
   Raises:
-    UserError: there are not as many.
+    UserError: there are not as many, or what they learn with will not do.
   """
   settings = config.adversarial
   if settings.discriminators not in (1, 2):
     raise UserError(f"config.adversarial.discriminators is {settings.discriminators}; choose 1 or 2")
+  for name in ("rate", "discriminator_rate", "target_scale"):
+    if not settings[name] > 0:
+      raise UserError(f"config.adversarial.{name} is {settings[name]}; give a number above 0")
   dtype = layers.compute_dtype(config.network.dtype)
   poolings = POOLINGS[: settings.discriminators]
   return {f"discriminator_{i}": PatchDiscriminator(n, settings.channels, dtype) for i, n in enumerate(poolings, start=1)}
@@ -131,16 +134,16 @@ def _adversarial(config: ConfigDict, players: Mapping[str, optax.GradientTransfo
       "target": steps.augmentation(config, crop=settings.target_crop, scale=(scale, scale)),
     }
     how = {"streams": seen, "players": players, "loss": adversarial_rule(config)}
-    kinds = {"train": TrainStep(tuple(seen), functools.partial(steps.train_step, **how))}
+    kinds = {"adversarial": TrainStep(tuple(seen), functools.partial(steps.train_step, **how))}
     streams = {"source": Stream(("source",), settings.batch), "target": Stream(("target_images",), settings.batch)}
-  hyper = optimizers.schedule(settings.rate, settings.steps, 0.0)
+  hyper, (kind,) = optimizers.schedule(settings.rate, settings.steps, 0.0), kinds
   stage = Stage(
     name="adversarial",
     num_steps=settings.steps,
     streams=streams,
     steps=kinds,
     begin=functools.partial(steps.begin, players=players, hyper=hyper, num_steps=settings.steps),
-    pick=lambda step: "train",
+    pick=lambda step: kind,
     warnings=functools.partial(warnings, chance=game(config).chance),
   )
   return _with_statistics(config, stage, settings.batch) if config.mode == "adapt" else stage
@@ -217,6 +220,9 @@ def adversarial_loss(
 ) -> tuple[jax.Array, tuple[dict, dict]]:
   """What all players pay, added up (eq. 4): nobody's part moves another, so each one's gradient is of its own alone.
 
+  The segmenter pays lambda times what eqs. 2 and 3 say of its features; each discriminator half of what they say of it (the
+  mean over both domains), without lambda, to which its Adam would be blind.
+
   Args:
     parts: of the source and of the target, which may differ in size.
     judges: discriminators by player; the first sees F, the second F_l.
@@ -262,12 +268,13 @@ def cells(valid: jax.Array) -> jax.Array:
 
 def warnings(records: Sequence[Mapping[str, Any]], *, chance: float) -> list[str]:
   """What is worth telling of the log lines so far: a discriminator that has won or lost outright, and for long."""
-  last, lines = records[-1], []
-  recent = [x for x in records if x["stage_index"] == last["stage_index"] and x["step"] > last["step"] - LONG]
+  lines = []
   for i in range(1, 1 + len(POOLINGS)):
-    paid = [record[name] for record in recent if (name := f"discriminator_{i}_loss") in record]
-    if not paid or last["step"] < LONG:
+    name, stage = f"discriminator_{i}_loss", records[-1]["stage_index"]
+    played = [record for record in records if record["stage_index"] == stage and name in record]
+    if not played or played[-1]["step"] < LONG:
       continue
+    paid = [record[name] for record in played if record["step"] > played[-1]["step"] - LONG]
     if max(paid) < WON:
       lines.append(
         f"discriminator {i} tells the domains apart for sure (its loss is under {WON} for {LONG} steps), and features "
@@ -297,6 +304,10 @@ def labelling(config: ConfigDict, sizes: Mapping[str, int]) -> Labelling:
   for name in ("p1", "p2"):
     if not 0 < labels[name] <= 1:
       raise UserError(f"config.labels.{name} is {labels[name]}; give a share, above 0 and up to 1")
+  if labels.p1 < 1 and not config.adversarial.steps:
+    raise UserError(f"config.labels.p1 is {labels.p1}, but with adversarial.steps=0 no discriminator has learnt; set 1")
+  if not labels.scale > 0:
+    raise UserError(f"config.labels.scale is {labels.scale}; give a number above 0")
   judges = discriminators(config)
   folds = {
     "scale": Fold(
@@ -352,10 +363,7 @@ def look(
 ) -> dict[str, jax.Array]:
   """What the network says of whole images, scaled: log-probabilities `low` [B, h, w, C], `verdicts` [B, h', w', D]."""
   del sizes
-  if scale != 1:
-    shape = (len(images), *inference.scaled_canvas(images.shape[1:3], scale), 3)
-    images = jax.image.resize(images, shape, "linear")
-  logits, features = model.apply(state.networks["segmenter"].variables, images)
+  logits, features = model.apply(state.networks["segmenter"].variables, inference.scaled(images, scale))
   verdicts = [
     judge.apply({"params": state.networks[name].params}, x)
     for (name, judge), x in zip(judges.items(), features, strict=False)
@@ -373,34 +381,44 @@ def assemble(
   rules: losses.Game,
   scale: float,
 ) -> tuple[jax.Array, jax.Array, dict]:
-  """Of one image: P [H, W, C]; what is image, bool [H, W]; and how likely each place is the source's, [H, W, D]."""
+  """Of one image: P [H, W, C]; what is image, bool [H, W]; and in cells of a discriminator's output, how likely each is the
+  source's, [h, w, D], which of them are image and not padding, bool [h, w], and how many pixels they are high and wide.
+  """
   del hyper, boxes
   scores = inference.mean_of_looks([{"low": outputs["low"]}], size, canvas, (scale,))
-  cell = tuple(PATCH * n / m for n, m in zip(canvas, inference.scaled_canvas(canvas, scale), strict=True))
-  domains = inference.upsample(rules.probability(outputs["verdicts"]), canvas, cell)
-  return scores, inference.content_mask(size, canvas), {"domains": domains}
+  cell = [PATCH * n / m for n, m in zip(canvas, inference.scaled_canvas(canvas, scale), strict=True)]
+  # A cell of which little is image tells of padding: those that are half as full as the fullest count.
+  rows, columns = (
+    jnp.clip(size[axis] - cell[axis] * jnp.arange(n), 0, cell[axis]) for axis, n in enumerate(outputs["verdicts"].shape[:2])
+  )
+  inside = (2 * rows >= rows.max())[:, None] & (2 * columns >= columns.max())
+  extras = {"domains": rules.probability(outputs["verdicts"]), "inside": inside, "cell": jnp.array(cell)}
+  return scores, inference.content_mask(size, canvas), extras
 
 
-def confidence(found: Mapping[str, Any], extras: Mapping[str, jax.Array]) -> jax.Array:
-  """A [H, W], the adversarial confidence."""
-  return pseudo_labels.adversarial_confidence(extras["domains"], found["scale"])
+def confidence(found: Mapping[str, Any], valid: jax.Array, extras: Mapping[str, jax.Array]) -> jax.Array:
+  """A [H, W], the adversarial confidence: of cells, then of the pixels between them."""
+  inside = extras["inside"][..., None].astype(jnp.float32)
+  cells = pseudo_labels.adversarial_confidence(extras["domains"], found["scale"])[..., None]
+  values, weights = (inference.upsample(x, valid.shape, extras["cell"])[..., 0] for x in (cells * inside, inside))
+  return values / jnp.where(weights > 0, weights, 1)
 
 
 def focus(found: Mapping[str, Any], valid: jax.Array, extras: Mapping[str, jax.Array]) -> jax.Array:
   """Where A > t1, bool [H, W]."""
-  return valid & (confidence(found, extras) > found["focus"])
+  return valid & (confidence(found, valid, extras) > found["focus"])
 
 
 def add_verdicts(stat: Any, found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> Any:
   """One image's discriminator outputs into what their scale is found from."""
   del found, scores
-  return pseudo_labels.update_verdicts(stat, extras["domains"], valid)
+  return pseudo_labels.update_verdicts(stat, extras["domains"], extras["inside"] & valid.any())
 
 
 def add_confidences(stat: Any, found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> Any:
   """One image's A into what t1 is found from."""
   del scores
-  return pseudo_labels.update_focus(stat, confidence(found, extras), valid)
+  return pseudo_labels.update_focus(stat, confidence(found, valid, extras), valid)
 
 
 def pool_confidences(stat: Any, found: dict, scores: jax.Array, valid: jax.Array, extras: dict, *, focused: bool) -> Any:
@@ -421,8 +439,8 @@ def select_alone(found: dict, scores: jax.Array, valid: jax.Array, extras: dict)
 
 def maps(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> dict[str, jax.Array]:
   """A, for figure 6."""
-  del scores, valid
-  return {"adversarial confidence": confidence(found, extras)}
+  del scores
+  return {"adversarial confidence": confidence(found, valid, extras)}
 
 
 def numbers(found: Mapping[str, Any], *, p1: float, p2: float) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from jax_uda import inference, losses, mining, optimizers, priors, pseudo_labels, steps
 from jax_uda.data.label_spaces import IGNORE
 from jax_uda.errors import UserError
-from jax_uda.models.segmenter import STRIDE, Segmenter
+from jax_uda.models.segmenter import STRIDE, FusionSegmenter, Segmenter
 from jax_uda.state import DEVICE_AXIS, Fold, Labelling, Stage, State, Stream, TrainStep
 
 PRIOR_CELL = 8  # pixels of the canvas a cell of the spatial prior's grid; its Gaussian is 70 wide
@@ -118,11 +118,11 @@ def segmentation_loss(
   state: State,
   parts: Sequence[Mapping[str, jax.Array]],
   *,
-  model: Segmenter,
+  model: Segmenter | FusionSegmenter,
   at: str = "pixels",
   hard_below: float = 1.0,
   hard_least: int = 0,
-) -> tuple[jax.Array, tuple[dict, dict], list[jax.Array]]:
+) -> tuple[jax.Array, tuple[dict, dict], list[Any]]:
   """Cross-entropy (MLSL, eq. 3): the mean over the kept pixels of the global batch; over parts, the mean of those.
 
   Args:
@@ -130,7 +130,8 @@ def segmentation_loss(
     hard_below, hard_least: which pixels count, see `losses.hard_pixels`; at 1, all labelled ones.
 
   Returns:
-    This device's part of the loss; (batch statistics, metrics); the latent maps [B, h, w, F], one a part.
+    This device's part of the loss; (batch statistics, metrics); what the model returns beside logits, for each part: the
+    latent maps [B, h, w, F] of a `Segmenter`.
   """
   variables = state.networks["segmenter"].replace(params=params["segmenter"]).variables
   pairs, latents, batch_stats = [], [], variables["batch_stats"]
@@ -341,7 +342,7 @@ def pool_confidences(
 
 
 def pool_shares(histogram: pseudo_labels.Histogram) -> np.ndarray:
-  """Share of the target's pixels that are predicted as each class, float32 [C]."""
+  """Share of the pixels in all pools that are predicted as each class, float32 [C]."""
   pixels = np.asarray(histogram.counts).sum(1, dtype=np.int64)
   return (pixels / max(pixels.sum(), 1)).astype(np.float32)
 

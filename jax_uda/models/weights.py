@@ -3,6 +3,7 @@
 A network has a table that says what each of its arrays is called over there: `{flax path: foreign name}`.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ TORCH_LEAVES = {
   ("batch_stats", "var"): "running_var",
 }
 TORCH_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}  # where PyTorch's axes are in ours: OI from IO, OIHW from HWIO
-CLASSIFIERS = ("logits", "score_fc7", "score_pool4", "score_pool3")  # layers with an output for each class
+CLASSIFIERS = re.compile(r"(rate\d+_)?logits|score_(fc7|pool4|pool3)")  # layers with an output for each class
 LEFT_OUT = ("fc.", "layer4.")  # what a file may have and a network need not
 MOST_NAMES = 20  # of one kind in an error line
 
@@ -119,7 +120,7 @@ def take_network(
 
   def names(variables: Variables) -> dict[Path, str]:
     flat = traverse_util.flatten_dict(variables)
-    return {at: ".".join(at) for at in flat if same_classes or at[-2] not in CLASSIFIERS}
+    return {at: ".".join(at) for at in flat if same_classes or not CLASSIFIERS.fullmatch(at[-2])}
 
   flat = traverse_util.flatten_dict(found)
   arrays = {name: np.asarray(flat[at]) for at, name in names(found).items()}
