@@ -101,7 +101,7 @@ def take_networks(directory: epath.PathLike, place: int, state: State) -> State:
     networks[name] = _take(networks[name], found[name])
     theirs, ours = (jax.tree.map(np.shape, x.replace(opt_state=None)) for x in (networks[name], state.networks[name]))
     if theirs != ours:
-      raise UserError(f"start_from: {path} holds a {name} of other layers; give this run the same, or let it train `source`")
+      raise UserError(f"start_from: {path} holds a {name} of other layers; give it the same here, or train `source`")
   return state.replace(networks=networks)
 
 
