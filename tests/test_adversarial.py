@@ -480,17 +480,46 @@ def test_values_that_are_not_offered(config, field, value, said):
     jax.eval_shape(functools.partial(adversarial.init, plan.config), jax.random.key(0))
 
 
-def test_a_run_draws_how_it_chose(config, tmp_path):
-  config = changed(config, adversarial__steps=1, source_training__steps=1, retraining__steps=1, statistics_steps=0)
-  run_module.run(config, tmp_path)
-  folder = tmp_path / "pictures" / "labelling" / "retrain"
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+  """(config, workdir) of a run of one step a stage."""
+  one = {f"{stage}__steps": 1 for stage in ("source_training", "adversarial", "retraining")}
+  config, workdir = changed(config, **one, statistics_steps=0), tmp_path_factory.mktemp("run")
+  run_module.run(config, workdir)
+  return config, workdir
+
+
+def test_a_run_draws_how_it_chose(finished):
+  config, workdir = finished
+  folder = workdir / "pictures" / "labelling" / "retrain"
   drawn = {path.relative_to(folder).parent.as_posix() for path in folder.rglob("*.png")}
   assert drawn == {"maps/adversarial confidence", "labels/labels without the discriminators"}
   assert len(list(folder.rglob("*.png"))) == 2 * config.pictures
-  record = json.loads((tmp_path / "pseudo_labels" / "retrain.json").read_text())
-  results = json.loads((tmp_path / "results.json").read_text())["final"]["pseudo_labels"]
+  record = json.loads((workdir / "pseudo_labels" / "retrain.json").read_text())
+  results = json.loads((workdir / "results.json").read_text())["final"]["pseudo_labels"]
   alone = results["others"]["labels without the discriminators"]
   assert 0.4 < alone["selected"] < 0.6 and alone["accuracy"] != results["accuracy"]
   assert record["p1"] == 0.6 and len(record["thresholds"]) == 19 and 0 < record["t1"] < 1
-  page = (tmp_path / "report.html").read_text()
+  page = (workdir / "report.html").read_text()
   assert "How retrain chose its labels" in page and page.count("labels without the discriminators") > 2
+
+
+def test_afresh_is_from_the_weights_that_the_run_began_with(finished, capsys):
+  config, workdir = finished
+  twelve = type(CITYSCAPES19)("twelve", CITYSCAPES19.classes[:12], CITYSCAPES19.colors[:12])
+  plan = experiment.plan(changed(config, weights=str(workdir)), twelve, {}, SIZES)
+  state = adversarial.init(plan.config, jax.random.key(1))
+  assert "head.rate8_logits.kernel" in capsys.readouterr().out  # of other classes
+  first = jax.device_get(state.networks["segmenter"].params)
+  moved = jax.tree.map(lambda x: x + 1, state.networks["segmenter"])
+  begun = plan.stages[-1].begin(state.replace(networks={**state.networks, "segmenter": moved}), jax.random.key(2))
+  begun = begun.networks["segmenter"].params
+  for part in ("backbone", "decoder"):
+    assert equal_bits(begun[part], first[part])
+  assert begun["head"]["rate1_logits"]["kernel"].shape[-1] == 12 and not equal_bits(begun["head"], first["head"])
+
+
+def test_start_from_a_run_with_other_discriminators(finished, tmp_path):
+  config, workdir = finished
+  with pytest.raises(UserError, match="holds a discriminator_1 of other layers"):
+    run_module.run(changed(config, start_from=str(workdir), adversarial__channels=5), tmp_path)
