@@ -22,8 +22,8 @@ def get_variants():
     "+ target's statistics": {"adversarial.weight_1": 0.0, "adversarial.weight_2": 0.0, **without},
     "one discriminator": {**one, **without},
     "two discriminators": without,
+    "proxies by class balance alone": {"labels.p1": 1.0, "labels.p2": 0.48},
     "proxies with one": one,
     "proxies with two": {},
-    "proxies without any": {"labels.p1": 1.0, "labels.p2": 0.48},
     "oracle": {"mode": "oracle"},
   }
