@@ -186,9 +186,10 @@ def test_the_papers_multi_adversarial_proxies():
     assert (retraining.steps, retraining.batch, retraining.rate, retraining.power) == (60_000, 16, 1e-2, 0.9)
     assert (retraining.crop, retraining.scale, retraining.fresh) == ((640, 640), (0.7, 1.3), True)
     assert (config.labels.p1, config.labels.p2, config.labels.scale) == (0.6, 0.8, 0.5)
-    # Images of the source are seen at this height, and the crop fits in: in the canvas GTA5 is 1052 high, SYNTHIA 1024.
+    # Images of the source, which fill the canvas's height, are seen at this height; the crop fits in.
     assert config.augmentation.crop == (height, 1280) and len(set(config.augmentation.scale)) == 1
-    assert config.augmentation.scale[0] * (1052 if "gta" in name else 1024) == pytest.approx(height)
+    assert config.augmentation.scale[0] * config.canvas[0] == pytest.approx(height)
+    assert [n * adversarial.target_scale % 8 for n in config.canvas] == [0, 0]
     assert adversarial.target_crop == (512, 1024) and adversarial.target_scale == 0.5
     assert not config.statistics_steps and not retraining.jitter
 

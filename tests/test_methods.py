@@ -378,7 +378,7 @@ def test_a_whole_image_is_labelled_as_the_maths_says():
     sizes = np.tile(np.int32([30, 64]), (num, 1))
     kept.append({"outputs": [{"low": low}], "boxes": sizes, "size": sizes})
     found = {"pools": inference.fold(labelling, "pools", {}, {}, kept, canvas, watched.append)}
-    got = [labels for labels, _, _ in inference.select(labelling, {}, found, kept, canvas)]
+    got = [labels for labels, *_ in inference.select(labelling, {}, found, kept, canvas)]
   assert sum(watched) == num
   scores = np.stack([np.asarray(inference.upsample(jnp.exp(x.astype(np.float32)), canvas))[:30] for x in low])
   exact = pseudo_labels.exact_class_balanced_thresholds(jnp.asarray(scores), 0.3)
