@@ -92,7 +92,8 @@ def _check_labelling(labelling: Labelling, state: State, canvas: tuple[int, int]
   for name, fold in labelling.folds.items():
     jax.eval_shape(lambda *x, f=fold: f.update(f.init(), *x), found, scores, valid, extras)
     found[name] = fold.finish(fold.init())
-  jax.eval_shape(labelling.maps, found, scores, valid, extras)
+  for drawn in labelling.maps.values():
+    jax.eval_shape(drawn, found, scores, valid, extras)
   for select in (labelling.select, *labelling.others.values()):
     labels = jax.eval_shape(select, found, scores, valid, extras)
     if labels.shape != canvas:

@@ -198,7 +198,7 @@ def drawn(
   labelling: Labelling, hyper: dict, found: dict, kept: KeptOutputs, canvas: tuple[int, int], rows: Iterable[int]
 ) -> list[dict[str, np.ndarray]]:
   """`labelling.maps` and its `others` of some of the images that were kept, cut to their size."""
-  run = _drawn(labelling.assemble, labelling.maps, tuple(labelling.others.items()), canvas)
+  run = _drawn(labelling.assemble, (*labelling.maps.items(), *labelling.others.items()), canvas)
   result = []
   for row in rows:
     one = kept.row(row)
@@ -254,12 +254,10 @@ def _select(
 
 
 @functools.cache
-def _drawn(
-  assemble: Callable, maps: Callable, others: tuple[tuple[str, Callable], ...], canvas: tuple[int, int]
-) -> Callable:
+def _drawn(assemble: Callable, pictures: tuple[tuple[str, Callable], ...], canvas: tuple[int, int]) -> Callable:
   def run(hyper, found, one):
     seen = assemble(hyper, one["outputs"], one["boxes"], one["size"], canvas)
-    return maps(found, *seen) | {what: other(found, *seen) for what, other in others}
+    return {what: picture(found, *seen) for what, picture in pictures}
 
   return jax.jit(run)
 

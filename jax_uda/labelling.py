@@ -80,10 +80,11 @@ def label_target(
         ease.append(easy)
         bar.update(1)
         stop.check()
-    wanted = spread(num, config.pictures)
-    places = {image_id: place for place, (i, image_id) in enumerate(read.items()) if i in wanted}
-    maps = inference.drawn(labelling, state.hyper, found, kept, canvas, places.values())
-    write_maps(workdir, stage.name, dict(zip(places, maps, strict=True)))
+    if labelling.maps or labelling.others:
+      wanted = spread(num, config.pictures)
+      places = {image_id: place for place, (i, image_id) in enumerate(read.items()) if i in wanted}
+      drawn = inference.drawn(labelling, state.hyper, found, kept, canvas, places.values())
+      write_maps(workdir, stage.name, dict(zip(places, drawn, strict=True)))
   trained_on = easiest(list(read), ease, labelling.num)
   others = {what: count.record() for what, count in zip(labelling.others, compared, strict=True)}
   record = {**counts.record(), **labelling.numbers(found), "others": others, "chosen": trained_on, "seconds": seconds}
@@ -147,7 +148,7 @@ def pseudo_label_counts(workdir: epath.Path, stage: str) -> dict[str, report.Pse
       np.array(record["selected"]), record["pixels"], None if confusion is None else np.array(confusion)
     )
 
-  return {what: counts(one) for what, one in {"": record, **record["others"]}.items()}
+  return {what: counts(one) for what, one in {"": record, **record.get("others", {})}.items()}
 
 
 class _Counts:

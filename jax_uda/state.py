@@ -107,7 +107,7 @@ class Labelling:
     num: target images that the stage trains on, those of the greatest ease; repeated where fewer could be read.
     ease: (found, scores, valid, extras) -> float []; None where it trains on all.
     others: what -> as `select`, for comparison: labels that nothing trains on, counted, scored and drawn beside these.
-    maps: (found, scores, valid, extras) -> {what: float [H, W] in 0..1}, drawn of a few images beside their labels.
+    maps: what -> (found, scores, valid, extras) -> float [H, W] in 0..1, drawn of a few images beside their labels.
   """
 
   views: Callable
@@ -122,7 +122,7 @@ class Labelling:
   hyper: Callable = lambda found: {}
   ease: Callable | None = None
   others: Mapping[str, Callable] = field(default_factory=dict)
-  maps: Callable = lambda found, scores, valid, extras: {}
+  maps: Mapping[str, Callable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

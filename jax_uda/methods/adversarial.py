@@ -230,7 +230,7 @@ def adversarial_loss(
   """
   source, target = parts
   loss, (_, metrics), (source_features,) = self_training.segmentation_loss(params, state, [source], model=model)
-  variables = {"params": params["segmenter"], "batch_stats": state.networks["segmenter"].batch_stats}
+  variables = state.networks["segmenter"].replace(params=params["segmenter"]).variables
   (_, target_features), changed = model.apply(
     variables, target["image"], train=True, keys=target["keys"], mutable=["batch_stats"]
   )
@@ -335,7 +335,7 @@ def labelling(config: ConfigDict, sizes: Mapping[str, int]) -> Labelling:
     batch=labels.batch,
     num=sizes["target"],
     others={"labels without the discriminators": select_alone},
-    maps=maps,
+    maps={"adversarial confidence": confidence_map},
   )
 
 
@@ -399,8 +399,8 @@ def assemble(
 def confidence(found: Mapping[str, Any], valid: jax.Array, extras: Mapping[str, jax.Array]) -> jax.Array:
   """A [H, W], the adversarial confidence: of cells, then of the pixels between them."""
   inside = extras["inside"][..., None].astype(jnp.float32)
-  cells = pseudo_labels.adversarial_confidence(extras["domains"], found["scale"])[..., None]
-  values, weights = (inference.upsample(x, valid.shape, extras["cell"])[..., 0] for x in (cells * inside, inside))
+  low = pseudo_labels.adversarial_confidence(extras["domains"], found["scale"])[..., None]
+  values, weights = (inference.upsample(x, valid.shape, extras["cell"])[..., 0] for x in (low * inside, inside))
   return values / jnp.where(weights > 0, weights, 1)
 
 
@@ -437,10 +437,10 @@ def select_alone(found: dict, scores: jax.Array, valid: jax.Array, extras: dict)
   return pseudo_labels.select(scores, found["pools_alone"]["thresholds"], IGNORE, valid)
 
 
-def maps(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> dict[str, jax.Array]:
+def confidence_map(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> jax.Array:
   """A, for figure 6."""
   del scores
-  return {"adversarial confidence": confidence(found, valid, extras)}
+  return confidence(found, valid, extras)
 
 
 def numbers(found: Mapping[str, Any], *, p1: float, p2: float) -> dict[str, Any]:

@@ -148,8 +148,8 @@ class FusionDecoder(nn.Module):
 
   Every map is brought to the same number of channels; the coarse one passes a series of units, is upsampled, and the finer
   one is added. The units are residual: two dilated 3×3 convolutions, ReLU before each, no BatchNorm (RefineNet's, Lin et
-  al. 2017; that, their number and the dilation are our choice). The second one starts at 0: without BatchNorm, what the
-  units add would otherwise double the variance of the maps at each, and training not bear a usual rate.
+  al. 2017; that, their number and the dilation are our choice). The second one starts at 0, so that units begin as
+  identities and do not add up (our choice, too; it alone does not make a high rate safe, see `config.optimizer.clip`).
 
   Attributes:
     channels: of all that it computes.
