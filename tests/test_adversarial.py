@@ -484,7 +484,8 @@ def test_values_that_are_not_offered(config, field, value, said):
 def finished(config, tmp_path_factory):
   """(config, workdir) of a run of one step a stage."""
   one = {f"{stage}__steps": 1 for stage in ("source_training", "adversarial", "retraining")}
-  config, workdir = changed(config, **one, statistics_steps=0), tmp_path_factory.mktemp("run")
+  alike = {"retraining__jitter": 0.0, "retraining__scale": config.augmentation.scale}  # steps that compile but once
+  config, workdir = changed(config, **one, **alike, statistics_steps=0), tmp_path_factory.mktemp("run")
   run_module.run(config, workdir)
   return config, workdir
 
