@@ -514,7 +514,8 @@ def _draw_curves(records: Sequence[dict], names: Sequence[str], label: str) -> F
   axes.set_xlabel("step")
   axes.set_ylabel(label)
   if len(names) > 1:
-    figure.legend(loc="outside upper left", ncols=3)
+    widest = max(map(len, names)) + 10  # letters, with the line before them; 80 fit side by side
+    figure.legend(loc="outside upper left", ncols=min(3, max(1, 80 // widest)))
   return figure
 
 
