@@ -38,8 +38,8 @@ def general() -> ConfigDict:
   config.num_classes = 0  # filled in from the source's label space
   config.classes = ()  # their names; filled in, too
   config.canvas = (512, 1024)  # images are scaled to fit it, then padded: what training crops from and labelling sees
-  # .safetensors in torchvision's names; or --workdir of a finished run of the same network, whose classes may be others:
-  # the classifiers then start at random. Empty: all of it does.
+  # A file, .safetensors or .pth in torchvision's names, .params in MXNet's (ResNet-38); or --workdir of a finished run of
+  # the same network, whose classes may be others: the classifiers then start at random. Empty: all of it does.
   config.weights = ""
   config.weights_partial = False  # go on with those that fit
   config.start_from = ""  # --workdir of a run whose finished first stage is taken over
@@ -76,9 +76,9 @@ def self_training() -> ConfigDict:
   config.method = "self_training"
   config.mode = "adapt"  # adapt, source_only (the same steps on source labels), oracle (on the target's true labels)
   config.network = ConfigDict({
-    "backbone": "resnet38",  # resnet18, resnet38, fcn8s_vgg16
+    "backbone": "resnet38",  # resnet18, resnet50, resnet101, resnet38, fcn8s_vgg16
     "width": 1.0,  # multiplies the backbone's channels
-    "num_stages": 4,  # of resnet18: 4, or 3 to leave out layer4
+    "num_stages": 4,  # of ResNets but resnet38: 4, or 3 to leave out layer4
     "head_channels": 512,  # this and the next two: not of fcn8s_vgg16
     "head_dilation": 12,
     "batch_norm": "per_device",  # per_device, synced, frozen
@@ -195,9 +195,9 @@ def curriculum() -> ConfigDict:
   config.method = "curriculum"
   config.mode = "adapt"  # adapt, source_only (the same steps on source labels), oracle (on the target's true labels)
   config.network = ConfigDict({
-    "backbone": "resnet18",  # resnet18, resnet38
+    "backbone": "resnet18",  # resnet18, resnet50, resnet101, resnet38
     "width": 1.0,  # multiplies the backbone's channels
-    "num_stages": 4,  # of resnet18: 4, or 3 to leave out layer4
+    "num_stages": 4,  # of ResNets but resnet38: 4, or 3 to leave out layer4
     "branches": 2,  # decoders
     "decoder_norm": True,  # BatchNorm behind what they pool
     "batch_norm": "per_device",  # per_device, synced, frozen
@@ -255,9 +255,9 @@ def adversarial() -> ConfigDict:
   config.method = "adversarial"
   config.mode = "adapt"  # adapt, source_only (no discriminators, no proxies), oracle (retrains on the target's true labels)
   config.network = ConfigDict({
-    "backbone": "resnet101",  # resnet18, resnet101, vgg16
+    "backbone": "resnet101",  # resnet18, resnet50, resnet101, vgg16
     "width": 1.0,  # multiplies the backbone's channels
-    "num_stages": 4,  # of resnet18 and resnet101: 4, or 3 to leave out layer4
+    "num_stages": 4,  # of a ResNet: 4, or 3 to leave out layer4
     "channels": 128,  # of the fused maps
     "units": 2,  # residual units that a map passes on its way up (our choice)
     "dilation": 2,  # of their convolutions (our choice)

@@ -35,7 +35,7 @@ def first_network(config: ConfigDict, model: nn.Module, optimizer: optax.Gradien
         config.weights, network, known, classes == tuple(config.classes), partial=config.weights_partial
       )
     else:
-      known, found = weights.load_torchvision(config.weights, known, partial=config.weights_partial)
+      known, found = weights.load(config.weights, known, partial=config.weights_partial)
     flat = traverse_util.flatten_dict(known)
     initial = weights.listing(".".join(path[1:]) for path, x in flat.items() if isinstance(x, jax.ShapeDtypeStruct))
     print(f"weights: {len(found.loaded)} tensors from {config.weights}; left at random: {initial or 'none'}")

@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-101 (He et al. 2016) in torchvision's layout; module names are torchvision's with `_` for `.`."""
+"""ResNet-18, -50 and -101 (He et al. 2016) in torchvision's layout; module names are torchvision's with `_` for `.`."""
 
 from functools import partial
 
@@ -61,7 +61,8 @@ class Bottleneck(nn.Module):
     return nn.relu(x + y)
 
 
-BLOCKS = {18: (BasicBlock, (2, 2, 2, 2)), 101: (Bottleneck, (3, 4, 23, 3))}  # depth: kind, and how many in each stage
+# depth: kind, and how many in each stage
+BLOCKS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3)), 101: (Bottleneck, (3, 4, 23, 3))}
 
 
 class ResNet(nn.Module):
@@ -79,7 +80,7 @@ class ResNet(nn.Module):
   So the map at stride 8, taken at every fourth position, is the map at stride 32.
 
   Attributes:
-    depth: 18 or 101.
+    depth: 18, 50 or 101.
     num_stages: 4, or 3 to leave out layer4.
     output_stride: 32 or 8, of all four stages; three stages at 32 end at stride 16.
     width: multiplies the channels of every layer.
@@ -106,7 +107,7 @@ class ResNet(nn.Module):
 
     Returns:
       What each stage gives, from layer1 at stride 4 on, [B, ceil(H / stride), ceil(W / stride), F] with F = 64, 128, 256
-      and 512 · width, for depth 101 four times that; or logits [B, num_classes].
+      and 512 · width, from depth 50 on four times that; or logits [B, num_classes].
 
     Raises:
       UserError: a depth, a number of stages or an output stride that there is not.

@@ -15,9 +15,10 @@ from jax_uda.models.vgg import VGG16
 from jax_uda.models.wide_resnet import ResNet38
 
 STRIDE = 8  # pixels per position of the logits; `FusionSegmenter` has 4
-RESNETS = ("resnet18", "resnet38")
+TORCHVISIONS = ("resnet18", "resnet50", "resnet101")
+RESNETS = (*TORCHVISIONS, "resnet38")
 BACKBONES = (*RESNETS, "fcn8s_vgg16")
-FUSED_BACKBONES = ("resnet18", "resnet101", "vgg16")
+FUSED_BACKBONES = (*TORCHVISIONS, "vgg16")
 WITHOUT_BATCH_NORM = ("fcn8s_vgg16", "vgg16")
 
 
@@ -26,9 +27,10 @@ class Segmenter(nn.Module):
 
   Attributes:
     num_classes: C.
-    backbone: resnet18 or resnet38, whose latent map goes through `Head`; or fcn8s_vgg16, VGG16 under FCN-8s.
+    backbone: resnet18, resnet50, resnet101 or resnet38, whose latent map goes through `Head`; or fcn8s_vgg16, VGG16 under
+      FCN-8s.
     width: multiplies the backbone's channels.
-    num_stages: of resnet18: 4, or 3 to leave out layer4.
+    num_stages: of all ResNets but resnet38: 4, or 3 to leave out layer4.
     head_channels: of the hidden convolution of `Head`.
     head_dilation: of the convolutions of `Head`.
     batch_norm: per_device, synced or frozen (see `layers.batch_norm`); fcn8s_vgg16 has none, so no `batch_stats` either.
@@ -80,9 +82,9 @@ class BranchedSegmenter(nn.Module):
 
   Attributes:
     num_classes: C.
-    backbone: resnet18 or resnet38.
+    backbone: resnet18, resnet50, resnet101 or resnet38.
     width: multiplies the backbone's channels, and with them the decoders'.
-    num_stages: of resnet18: 4, or 3 to leave out layer4.
+    num_stages: of all ResNets but resnet38: 4, or 3 to leave out layer4.
     branches: E, the number of decoders.
     bins: of each decoder's `PyramidPooling`.
     batch_norm: per_device, synced or frozen (see `layers.batch_norm`).
@@ -137,9 +139,9 @@ class FusionSegmenter(nn.Module):
 
   Attributes:
     num_classes: C.
-    backbone: resnet18, resnet101 or vgg16, none of them dilated.
+    backbone: resnet18, resnet50, resnet101 or vgg16, none of them dilated.
     width: multiplies the backbone's channels.
-    num_stages: of resnet18 and resnet101: 4, or 3 to leave out layer4.
+    num_stages: of a ResNet: 4, or 3 to leave out layer4.
     channels: of the fused maps.
     units, dilation: of the decoder, see `FusionDecoder`.
     batch_norm: per_device, synced or frozen (see `layers.batch_norm`); vgg16 has none, so no `batch_stats` either.
@@ -203,12 +205,12 @@ def _maps(
   """What the backbone of a segmenter, one of those `offered`, hands to its head; the last is the latent map."""
   if model.backbone not in offered:
     raise UserError(f"unknown backbone {model.backbone!r} of the segmenter; choose one of {', '.join(offered)}")
-  if model.backbone not in ("resnet18", "resnet101") and model.num_stages != 4:
+  if model.backbone not in TORCHVISIONS and model.num_stages != 4:
     raise UserError(f"num_stages is {model.num_stages}, but {model.backbone} is always whole; leave it at 4")
   fused = offered == FUSED_BACKBONES
   trunk = {"width": model.width, "dtype": layers.compute_dtype(model.dtype), "name": "backbone"}
   match model.backbone:
-    case "resnet18" | "resnet101":
+    case "resnet18" | "resnet50" | "resnet101":
       depth, stride = int(model.backbone.removeprefix("resnet")), 32 if fused else STRIDE
       maps = ResNet(depth, model.num_stages, stride, batch_norm=model.batch_norm, **trunk)(images, train)
       return maps if fused else maps[-1:]

@@ -1,10 +1,12 @@
-"""Weights from elsewhere, taken over by name and shape; nothing is ever unpickled.
+"""Weights from elsewhere, taken over by name and shape; nothing but tensors is ever unpickled.
 
 A network has a table that says what each of its arrays is called over there: `{flax path: foreign name}`.
 """
 
+import io
+import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from etils import epath
 from flax import traverse_util
 
 from jax_uda.errors import UserError
+from jax_uda.models import mxnet_params
 
 Path = tuple[str, ...]
 Variables = dict[str, Any]
@@ -27,9 +30,19 @@ TORCH_LEAVES = {
   ("batch_stats", "mean"): "running_mean",
   ("batch_stats", "var"): "running_var",
 }
-TORCH_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}  # where PyTorch's axes are in ours: OI from IO, OIHW from HWIO
+TORCH_MODULES = {"fc6": "classifier.0", "fc7": "classifier.3"}  # VGG16's, which are called otherwise here
+MXNET_LEAVES = {
+  ("params", "kernel"): "weight",
+  ("params", "scale"): "gamma",
+  ("params", "bias"): "beta",
+  ("batch_stats", "mean"): "moving_mean",
+  ("batch_stats", "var"): "moving_var",
+}
+AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}  # where PyTorch's and MXNet's axes are in ours: OI from IO, OIHW from HWIO
 CLASSIFIERS = re.compile(r"(rate\d+_)?logits|score_(fc7|pool4|pool3)")  # layers with an output for each class
-LEFT_OUT = ("fc.", "layer4.")  # what a file may have and a network need not
+# What a file may have and a network need not: classifiers, a layer4, and how many batches BatchNorm has seen.
+LEFT_OUT = re.compile(r"(fc|layer4|classifier)\..*|.*\.num_batches_tracked|(conv6a|linear\d+)_(weight|bias)")
+NESTED = ("state_dict", "model", "network", "net")  # where training scripts put a network's tensors among other things
 MOST_NAMES = 20  # of one kind in an error line
 
 
@@ -51,20 +64,44 @@ class Report:
 
 
 def torchvision_names(variables: Variables) -> dict[Path, str]:
-  """Returns torchvision's name of every array of the `backbone` in a segmenter's variables.
+  """Returns torchvision's name of every array of the `backbone`, ResNet or VGG16, in a segmenter's variables.
 
   Modules already bear torchvision's names, with `_` for `.`: ("params", "backbone", "layer1_0", "conv1", "kernel") is
   layer1.0.conv1.weight.
   """
-  return {
-    path: ".".join((*path[2:-1], "")).replace("_", ".") + TORCH_LEAVES[path[0], path[-1]]
-    for path in traverse_util.flatten_dict(variables)
-    if path[1] == "backbone"
-  }
+
+  def name(collection, _, *modules, leaf):
+    return ".".join((*(TORCH_MODULES.get(x, x.replace("_", ".")) for x in modules), TORCH_LEAVES[collection, leaf]))
+
+  flat = traverse_util.flatten_dict(variables)
+  return {path: name(*path[:-1], leaf=path[-1]) for path in flat if path[1] == "backbone"}
 
 
-def load_torchvision(path: str, variables: Variables, partial: bool = False) -> tuple[Variables, Report]:
-  """Takes over the backbone of a segmenter, ResNet or VGG16, from a torchvision-layout .safetensors file.
+def mxnet_names(variables: Variables) -> dict[Path, str]:
+  """Returns the authors' name of every array of a segmenter's ResNet-38 and, if it has that, its `Head`.
+
+  A block's number is in the names of its layers there: ("params", "backbone", "block2a", "bn_branch2a", "scale") is
+  bn2a_branch2a_gamma. The head is conv6a and linear{C}.
+  """
+  names = {}
+  for path, x in traverse_util.flatten_dict(variables).items():
+    part, *modules, leaf = path[1:]
+    if part == "backbone":
+      *block, layer = modules
+      kind, _, branch = layer.partition("_")
+      layer = f"{kind}{block[0].removeprefix('block')}_{branch}" if block else layer
+      names[path] = f"{layer}_{MXNET_LEAVES[path[0], leaf]}"
+    elif part == "head":
+      layer = "conv6a" if modules == ["conv"] else f"linear{x.shape[-1]}"
+      names[path] = f"{layer}_{'bias' if leaf == 'bias' else 'weight'}"
+  return names
+
+
+def load(path: str, variables: Variables, partial: bool = False) -> tuple[Variables, Report]:
+  """Takes over a segmenter's backbone from a file of .safetensors, of PyTorch (.pth) or of MXNet (.params).
+
+  ResNet-18, -50, -101 and VGG16 go by torchvision's names, with them VGG16's first two fully connected layers; ResNet-38 by
+  its authors', with them its head, if the file has one, and the classes' layer, if it has one of as many classes.
 
   Args:
     path: of the file.
@@ -72,22 +109,23 @@ def load_torchvision(path: str, variables: Variables, partial: bool = False) -> 
     partial: goes on where names are missing, unknown or of another shape; what is not loaded keeps its value.
 
   Returns:
-    New variables, and the report of what was loaded. The classifier (`fc`, `classifier`), a layer4 that the network leaves
-    out, and `num_batches_tracked` are unused and no reason to stop.
+    New variables, and the report of what was loaded. Unused and no reason to stop are classifiers, a layer4 that the
+    network leaves out, and `num_batches_tracked`.
 
   Raises:
     UserError: the file cannot be read, nothing in it fits, or some names do not fit and `partial` is not set.
   """
-  arrays = _read_safetensors(path)
-  new, report = _take_over(arrays, variables, torchvision_names(variables), TORCH_AXES)
+  arrays = _read(path)
+  ours = variables["params"]["backbone"]
+  names = mxnet_names(variables) if "conv1a" in ours else torchvision_names(variables)
+  optional = {at for at, name in names.items() if at[1] == "head" and name not in arrays}
+  new, report = _take_over(arrays, variables, {at: name for at, name in names.items() if at not in optional}, AXES)
   if not report.loaded:
+    whose = "its authors'" if "conv1a" in ours else "torchvision's"
     raise UserError(
-      f"nothing in the weights {path} fits this network; expected torchvision's names of its backbone, "
-      "and its width"
+      f"nothing in the weights {path} fits this network; expected {whose} names of its backbone, and its width"
     )
-  # Of VGG16's classifier, what FCN makes of it would be another thing to take over.
-  left_out = LEFT_OUT if any(name.startswith("fc6.") for name in report.missing) else (*LEFT_OUT, "classifier.")
-  unknown = [name for name in report.unused if not name.startswith(left_out) and not name.endswith(".num_batches_tracked")]
+  unknown = [name for name in report.unused if not LEFT_OUT.fullmatch(name)]
   if not partial and (report.missing or report.mismatched or unknown):
     other_shapes = [f"{name} (file {there}, network {here})" for name, there, here in report.mismatched]
     faults = {"missing from the file": report.missing, "of another shape": other_shapes, "unknown": unknown}
@@ -147,11 +185,15 @@ def _take_over(
     shape = tuple(flat[path].shape[axis] for axis in axes)
     if name not in arrays:
       missing.append(name)
-    elif arrays[name].shape != shape:
-      mismatched.append((name, arrays[name].shape, shape))
+      continue
+    array = arrays[name]
+    if array.ndim == 2 and len(shape) == 4 and array.size == np.prod(shape):
+      array = array.reshape(shape)  # a fully connected layer, which is a convolution here
+    if array.shape != shape:
+      mismatched.append((name, array.shape, shape))
     else:
       loaded.append(name)
-      flat[path] = jnp.asarray(arrays[name].transpose(np.argsort(axes)), flat[path].dtype)
+      flat[path] = jnp.asarray(array.transpose(np.argsort(axes)), flat[path].dtype)
   unused = set(arrays) - set(names.values())
   report = Report(tuple(sorted(loaded)), tuple(sorted(missing)), tuple(sorted(unused)), tuple(sorted(mismatched)))
   return traverse_util.unflatten_dict(flat), report
@@ -164,18 +206,68 @@ def listing(names: Iterable[str]) -> str:
   return ", ".join(names[:MOST_NAMES]) + more
 
 
-def _read_safetensors(path: str) -> dict[str, np.ndarray]:
+def _read(path: str) -> dict[str, np.ndarray]:
+  """The arrays of a file by name."""
   file = epath.Path(path)
-  if file.suffix != ".safetensors":
+  if file.suffix not in READERS:
     raise UserError(
-      f"the weights {path} are not a .safetensors file, nor the folder of a finished run; name one, or save them with "
-      "safetensors.torch.save_file"
+      f"the weights {path} are no file of {', '.join(READERS)}, nor the folder of a finished run; name one, or save "
+      "them with safetensors.torch.save_file"
     )
   try:
-    return safetensors.numpy.load(file.read_bytes())
+    content = file.read_bytes()
   except OSError as error:
     raise UserError(f"cannot read the weights {path}: {error.strerror or error}; check the path") from error
+  return READERS[file.suffix](path, content)
+
+
+def _from_safetensors(path: str, content: bytes) -> dict[str, np.ndarray]:
+  try:
+    return safetensors.numpy.load(content)
   except safetensors.SafetensorError as error:
     raise UserError(f"the weights {path} are damaged or no .safetensors file ({error}); fetch them again") from error
   except KeyError as error:  # a number type that NumPy lacks
     raise UserError(f"the weights {path} hold numbers of type {error}; convert them to float32") from error
+
+
+def _from_mxnet(path: str, content: bytes) -> dict[str, np.ndarray]:
+  try:
+    found = mxnet_params.read(content)
+  except ValueError as error:
+    raise UserError(f"the weights {path} are damaged or no MXNet file: {error}; fetch them again") from error
+  return {re.sub("^(arg|aux):", "", name): x for name, x in found.items()}
+
+
+def _from_torch(path: str, content: bytes) -> dict[str, np.ndarray]:
+  try:
+    import torch
+  except ImportError:
+    raise UserError(
+      f"the weights {path} are PyTorch's, which is not installed here; where it is, turn them into a .safetensors file: "
+      "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors')"
+    ) from None
+  try:
+    found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+  except pickle.UnpicklingError as error:
+    raise UserError(
+      f"the weights {path} hold other things than tensors, or are damaged; they are not opened, as what is pickled may run "
+      "code. Save the state_dict() alone"
+    ) from error
+  except Exception as error:  # of many kinds, for files that are none
+    said = type(error).__name__
+    raise UserError(f"the weights {path} are damaged or no PyTorch file ({said}); fetch them again") from error
+  while isinstance(found, dict) and (inner := [found[key] for key in NESTED if isinstance(found.get(key), dict)]):
+    found = inner[0]
+  if not isinstance(found, dict) or not found or not all(isinstance(x, torch.Tensor) for x in found.values()):
+    raise UserError(f"the weights {path} hold no table of tensors by name; save the state_dict() alone")
+  arrays = {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in found.items()}
+  parallel = all(name.startswith("module.") for name in arrays)  # as DataParallel calls them
+  return {name.removeprefix("module.") if parallel else name: x for name, x in arrays.items()}
+
+
+READERS: dict[str, Callable[[str, bytes], dict[str, np.ndarray]]] = {
+  ".safetensors": _from_safetensors,
+  ".pth": _from_torch,
+  ".pt": _from_torch,
+  ".params": _from_mxnet,
+}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from jax_uda.models.decoders import Head, ImageClassifier
 from jax_uda.models.resnet import ResNet
 from jax_uda.models.segmenter import Segmenter
-from jax_uda.models.weights import TORCH_AXES, load_torchvision
+from jax_uda.models.weights import AXES, load
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def carry_over(variables, state, name_of):
   assert sorted(names.values()) == sorted(name for name in state if "num_batches" not in name)
   for path, name in names.items():
     value = state[name].numpy()
-    flat[path] = jnp.asarray(value.transpose(np.argsort(TORCH_AXES[value.ndim])))
+    flat[path] = jnp.asarray(value.transpose(np.argsort(AXES[value.ndim])))
     assert flat[path].shape == traverse_util.flatten_dict(variables)[path].shape
   return traverse_util.unflatten_dict(flat)
 
@@ -116,7 +116,7 @@ def test_resnet18_from_a_file_computes_what_torch_does(output_stride, size, tmp_
   path = tmp_path / "resnet18.safetensors"
   safetensors.torch.save_file(theirs.state_dict(), path)
   x = images(*size)
-  variables, report = load_torchvision(str(path), empty(Segmenter(5, "resnet18"), x))
+  variables, report = load(str(path), empty(Segmenter(5, "resnet18"), x))
   assert len(report.loaded) == 100
   backbone = {collection: tree["backbone"] for collection, tree in variables.items()}
   features = jax.jit(ResNet(output_stride=output_stride).apply)(backbone, x)[-1]
