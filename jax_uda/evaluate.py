@@ -3,6 +3,7 @@
     python -m jax_uda.evaluate --workdir DIR      scores the test set of a run that is there
 """
 
+import argparse
 import csv
 import functools
 import io
@@ -16,9 +17,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from configs import default
-from jax_uda import checkpoint, commands, inference, metrics, parallel, report
-from jax_uda.config import set_fields, stored_config
+from jax_uda import commands, finished, inference, metrics, parallel, report
 from jax_uda.data import label_spaces, pipeline
 from jax_uda.data.label_spaces import IGNORE, LabelSpace, Protocol
 from jax_uda.errors import UserError
@@ -43,6 +42,9 @@ class Manner:
   window: tuple[int, int] | None = None
 
 
+WHOLE_ONCE = Manner()
+
+
 @dataclass(frozen=True)
 class Prediction:
   """What is predicted of one image.
@@ -51,12 +53,14 @@ class Prediction:
     id: the image's.
     size: (H, W), the image's.
     truth: uint8 [h, w], of the same field of view; None if there is none.
-    labels: (H, W) -> train ids uint8 at that resolution, on the device and in the shape `inference.rounded_up`.
+    scores: (H, W) -> mean softmax float32 [h, w, C] at that resolution, on the device; (h, w) is `inference.rounded_up`.
+    labels: the same -> train ids uint8 [h, w].
   """
 
   id: str
   size: tuple[int, int]
   truth: np.ndarray | None
+  scores: Callable[[tuple[int, int]], jax.Array]
   labels: Callable[[tuple[int, int]], jax.Array]
 
 
@@ -78,7 +82,7 @@ def _whole_images(experiment: Experiment, state: State, dataset: Any, manner: Ma
     views = [inference.make_views(experiment.predict, state, scaled, manner.flip) for scaled in batches]
     for i in np.flatnonzero(batches[0]["valid"]):
       mine = jax.tree.map(lambda x, i=i: x[i], views)
-      yield _prediction(batches[0], i, functools.partial(inference.labels_from_views, mine))
+      yield _prediction(batches[0], i, functools.partial(inference.scores_from_views, mine))
 
 
 def _windows(experiment: Experiment, state: State, dataset: Any, manner: Manner) -> Iterator[Prediction]:
@@ -92,13 +96,14 @@ def _windows(experiment: Experiment, state: State, dataset: Any, manner: Manner)
     views = inference.window_views(experiment.predict, state, cut, num, manner.flip)
     window = cut["image"].shape[1:3]
     yield _prediction(
-      batch, 0, functools.partial(inference.labels_from_windows, views, boxes, window, image.shape[:2])
+      batch, 0, functools.partial(inference.scores_from_windows, views, boxes, window, image.shape[:2])
     )
 
 
-def _prediction(batch: dict[str, Any], i: int, labels: Callable) -> Prediction:
+def _prediction(batch: dict[str, Any], i: int, scores: Callable) -> Prediction:
   size = tuple(map(int, batch["full_size"][i]))
-  return Prediction(batch["id"][i], size, batch["full_label"][i], functools.cache(labels))
+  labels = functools.cache(lambda size: inference.most_likely(scores(size)))
+  return Prediction(batch["id"][i], size, batch["full_label"][i], scores, labels)
 
 
 def confusion(predicted: Prediction, num_classes: int) -> np.ndarray:
@@ -213,14 +218,13 @@ def evaluate(
   """
   workdir = epath.Path(workdir)
   experiment = _open(workdir, overrides)
-  name, place = _find_stage(workdir, report.read_json(workdir / "results.json")["stages"], stage)
+  name, place = finished.find_stage(workdir, stage)
   chosen = experiment.protocols[0] if protocol is None else label_spaces.protocol(protocol, experiment.space)
   keep = None if folder is None else functools.partial(_write, epath.Path(folder), _table(ids, experiment.space))
   dataset = experiment.datasets["test"]
   if keep is None and "label" not in dataset[0]:
     raise UserError("config.test: it has no labels, so there is nothing to score; name a folder by --predictions")
-  state = experiment.method.init(experiment.config, jax.random.key(0))
-  state = parallel.replicate(checkpoint.take_networks(workdir / "checkpoints", place, state))
+  state = finished.restore(workdir, experiment, place)
   with StopSignal() as stop:
     found = score(experiment, state, dataset, f"{name} · scoring", stop, manner, keep)
   if found is None:
@@ -236,33 +240,10 @@ def evaluate(
 
 
 def _open(workdir: epath.Path, overrides: Sequence[str]) -> Experiment:
-  for file in ("config.json", "results.json"):
-    if not (workdir / file).exists():
-      raise UserError(f"--workdir: {workdir} holds no run with a finished stage ({file} is missing); name a run's folder")
-  content = report.read_json(workdir / "config.json")
-  # The function of default.py that has a method's fields bears its name.
-  later = getattr(default, content["method"], default.general)().to_dict()
-  config = stored_config(content, later)
-  for override in overrides:
-    field = override.partition("=")[0]
+  for field in (override.partition("=")[0] for override in overrides):
     if not (field.startswith("test.") or field in SCORING_FIELDS):
       raise UserError(f"--config.{field}: the run is over; set fields of test, or {', '.join(SCORING_FIELDS)}")
-  set_fields(config, overrides)
-  return reopen(config, report.read_classes(workdir))
-
-
-def _find_stage(workdir: epath.Path, stages: Sequence[dict[str, Any]], name: str) -> tuple[str, int]:
-  """A stage whose end was kept, by its name or the last one; and the number of the checkpoint."""
-  kept = checkpoint.kept_ends(workdir / "checkpoints", [stage["steps"] for stage in stages])
-  places = {stages[i]["name"]: place for i, place in kept.items()}
-  if not places:
-    raise UserError(f"--workdir: {workdir}/checkpoints holds no finished stage; let the run finish one")
-  name = name or stages[-1]["name"]
-  if name not in places:
-    raise UserError(
-      f"--stage: {workdir} has no checkpoint of the end of {name!r}; stages that can be scored: {', '.join(places)}"
-    )
-  return name, places[name]
+  return reopen(*finished.read_config(workdir, overrides))
 
 
 def _table(ids: str, space: LabelSpace) -> np.ndarray:
@@ -296,6 +277,23 @@ def _window(text: str) -> tuple[int, int]:
   return int(found[1]), int(found[2])
 
 
+def add_manner(parser: argparse.ArgumentParser) -> None:
+  """The flags of which `manner_of` makes a `Manner`."""
+  parser.add_argument("--scales", default="1", metavar="0.5,0.75,1.0", help="of the canvas that images are fitted to")
+  parser.add_argument("--flip", action="store_true", help="average with the mirror image")
+  parser.add_argument("--sliding", metavar="HEIGHTxWIDTH", help="windows at the images' own resolution")
+
+
+def manner_of(flags: argparse.Namespace) -> Manner:
+  """How images are to be shown; raises `UserError` where that will not do."""
+  manner = Manner(
+    inference.parse_scales(flags.scales, "--scales"), flags.flip, _window(flags.sliding) if flags.sliding else None
+  )
+  if manner.window and manner.scales != (1.0,):
+    raise UserError("--sliding: windows see the images at their own resolution; leave out --scales, or --sliding")
+  return manner
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Scores a run, prints the table, and returns the exit status."""
   parser = commands.parser("evaluate", HELP.format(fields=", ".join(SCORING_FIELDS)))
@@ -308,18 +306,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     "the last one",
   )
   parser.add_argument("--protocol", metavar="NAME", help="what is scored; without it the run's own protocol")
-  parser.add_argument("--scales", default="1", metavar="0.5,0.75,1.0", help="of the canvas that images are fitted to")
-  parser.add_argument("--flip", action="store_true", help="average with the mirror image")
-  parser.add_argument("--sliding", metavar="HEIGHTxWIDTH", help="windows at the images' own resolution")
+  add_manner(parser)
   parser.add_argument("--predictions", metavar="DIR", help="write the predictions here, as <image id>.png")
   parser.add_argument("--ids", default="train", choices=("train", "cityscapes"), help="what these hold")
   flags, overrides = commands.parse(parser, argv)
 
   def action() -> None:
-    scales = inference.parse_scales(flags.scales, "--scales")
-    manner = Manner(scales, flags.flip, _window(flags.sliding) if flags.sliding else None)
-    if manner.window and manner.scales != (1.0,):
-      raise UserError("--sliding: windows see the images at their own resolution; leave out --scales, or --sliding")
+    manner = manner_of(flags)
     entry = evaluate(flags.workdir, flags.stage, flags.protocol, manner, flags.predictions, flags.ids, overrides)
     if entry is not None:
       print(f"{entry['protocol']}, {flags.workdir}\n\n{report.iou_table([{**entry, 'name': entry['stage']}])}")

@@ -110,19 +110,19 @@ def plan(
   return Experiment(config, method, space, scoring_protocols(config, space), datasets, stages, method.predict(config))
 
 
-def reopen(config: ml_collections.ConfigDict, space: LabelSpace) -> Experiment:
-  """What is needed to score a run that is there: its test set, none of its stages.
+def reopen(config: ml_collections.ConfigDict, space: LabelSpace, scored: bool = True) -> Experiment:
+  """What is needed of a run that is there to predict, none of its stages; with its test set where it is to be `scored`.
 
   Raises:
     UserError: there is no test set, or it does not fit the label space.
   """
-  if not sources.is_named(config.test):
+  if scored and not sources.is_named(config.test):
     raise UserError("config.test names no data set, there is nothing to score; set --config.test.kind and what it needs")
   method = find_method(config.method)
   config = config.copy_and_resolve_references()
   config.num_classes, config.classes = len(space.classes), space.classes
   config.weights = ""  # the checkpoint has them
-  datasets = {"test": open_test(config, space)}
+  datasets = {"test": open_test(config, space)} if scored else {}
   return Experiment(config, method, space, scoring_protocols(config, space), datasets, (), method.predict(config))
 
 

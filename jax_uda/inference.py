@@ -418,12 +418,18 @@ def mean_of_patches(
 
 def predicted_labels(view: Batch, shape: tuple[int, int]) -> np.ndarray:
   """Train ids uint8 [H, W] at any resolution, from one image's view; `shape` = (H, W) has the same field of view."""
-  return np.asarray(labels_from_views([view], shape))[: shape[0], : shape[1]]
+  return np.asarray(most_likely(scores_from_views([view], shape)))[: shape[0], : shape[1]]
 
 
-def labels_from_views(views: Sequence[Batch], size: tuple[int, int]) -> jax.Array:
-  """Train ids of one image, uint8 on the device, at any `size`; in the shape `rounded_up(size)`, to be cropped."""
-  return _argmax(sum_of_views(views, size))
+def scores_from_views(views: Sequence[Batch], size: tuple[int, int]) -> jax.Array:
+  """Mean softmax of one image's views at any `size` = (H, W): float32 [*rounded_up(size), C], to be cropped."""
+  return sum_of_views(views, size) / len(views)
+
+
+@jax.jit
+def most_likely(scores: jax.Array) -> jax.Array:
+  """The class of the highest score, uint8: of [..., C] gives [...]."""
+  return jnp.argmax(scores, axis=-1).astype(jnp.uint8)
 
 
 def windows(image: np.ndarray, window: tuple[int, int]) -> tuple[Batch, np.ndarray]:
@@ -455,10 +461,10 @@ def window_views(predict: Callable, state: State, cut: Batch, batch: int, flip: 
   return jax.tree.map(lambda *x: np.concatenate(x)[:num], *parts)
 
 
-def labels_from_windows(
+def scores_from_windows(
   views: Batch, boxes: np.ndarray, window: tuple[int, int], image: tuple[int, int], size: tuple[int, int]
 ) -> jax.Array:
-  """Train ids of one image from its windows; otherwise as `labels_from_views`.
+  """Mean softmax of one image's windows; otherwise as `scores_from_views`.
 
   Args:
     views: [K, …].
@@ -468,15 +474,10 @@ def labels_from_windows(
     size: (H, W) wanted, the same field of view.
   """
   zoom = None if image == size else np.float32(size) / np.float32(image)
-  return _labels_from_windows(views, boxes, zoom, window=window, canvas=rounded_up(image), shape=rounded_up(size))
+  return _scores_from_windows(views, boxes, zoom, window=window, canvas=rounded_up(image), shape=rounded_up(size))
 
 
 @functools.partial(jax.jit, static_argnames=("window", "canvas", "shape"))
-def _labels_from_windows(views, boxes, zoom, *, window, canvas, shape):
+def _scores_from_windows(views, boxes, zoom, *, window, canvas, shape):
   scores, _ = mean_of_patches(views, boxes, canvas, lambda view: view_probabilities(view, view["size"], window))
-  return _argmax(scores if zoom is None else upsample(scores, shape, zoom))
-
-
-@jax.jit
-def _argmax(scores: jax.Array) -> jax.Array:
-  return jnp.argmax(scores, axis=-1).astype(jnp.uint8)
+  return scores if zoom is None else upsample(scores, shape, zoom)

@@ -97,8 +97,13 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   result += _parts(config, sizes, players, kinds)
   if not result:
     raise UserError("config.curriculum.epochs is 0 and there is no source_training; set one of them")
-  maps = functools.partial(agreement_map, model=segmenter(config))  # one for all, as it compiles once for each
-  return [dataclasses.replace(stage, maps=maps) for stage in result]
+  drawn = maps(config)  # one for all, as it compiles once for each
+  return [dataclasses.replace(stage, maps=drawn) for stage in result]
+
+
+def maps(config: ConfigDict) -> Callable:
+  """Where decoders agree, see `Stage.maps`."""
+  return functools.partial(agreement_map, model=segmenter(config))
 
 
 def _parts(

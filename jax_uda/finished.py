@@ -1,0 +1,59 @@
+"""Runs that have finished a stage at least: their config, and their networks as a stage left them."""
+
+from collections.abc import Sequence
+
+import jax
+import ml_collections
+from etils import epath
+
+from configs import default
+from jax_uda import checkpoint, parallel, report
+from jax_uda.config import set_fields, stored_config
+from jax_uda.data.label_spaces import LabelSpace
+from jax_uda.errors import UserError
+from jax_uda.experiment import Experiment
+from jax_uda.state import State
+
+
+def read_config(workdir: epath.Path, overrides: Sequence[str] = ()) -> tuple[ml_collections.ConfigDict, LabelSpace]:
+  """The config of a run, with fields that it lacks as they are by default, and what its network predicts.
+
+  Args:
+    workdir: the run's.
+    overrides: `field=value`, each.
+
+  Raises:
+    UserError: there is no run with a finished stage, or no such field.
+  """
+  for file in ("config.json", "results.json"):
+    if not (workdir / file).exists():
+      raise UserError(f"--workdir: {workdir} holds no run with a finished stage ({file} is missing); name a run's folder")
+  content = report.read_json(workdir / "config.json")
+  # The function of default.py that has a method's fields bears its name.
+  later = getattr(default, content["method"], default.general)().to_dict()
+  config = stored_config(content, later)
+  set_fields(config, overrides)
+  return config, report.read_classes(workdir)
+
+
+def find_stage(workdir: epath.Path, name: str = "") -> tuple[str, int]:
+  """A stage whose end was kept, by its name or the last one; and the number of the checkpoint.
+
+  Raises:
+    UserError: there is none, or none of that name.
+  """
+  stages = report.read_json(workdir / "results.json")["stages"]
+  kept = checkpoint.kept_ends(workdir / "checkpoints", [stage["steps"] for stage in stages])
+  places = {stages[i]["name"]: place for i, place in kept.items()}
+  if not places:
+    raise UserError(f"--workdir: {workdir}/checkpoints holds no finished stage; let the run finish one")
+  name = name or stages[-1]["name"]
+  if name not in places:
+    raise UserError(f"--stage: {workdir} has no checkpoint of the end of {name!r}; it has those of: {', '.join(places)}")
+  return name, places[name]
+
+
+def restore(workdir: epath.Path, experiment: Experiment, place: int) -> State:
+  """The state on all devices, with the networks of a checkpoint that `find_stage` has found."""
+  state = experiment.method.init(experiment.config, jax.random.key(0))
+  return parallel.replicate(checkpoint.take_networks(workdir / "checkpoints", place, state))

@@ -1,0 +1,142 @@
+"""Predictions of images of one's own."""
+
+import json
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jax_uda import evaluate, predict
+from jax_uda import run as run_module
+from jax_uda.data.label_spaces import CITYSCAPES19, colorize
+from jax_uda.errors import UserError
+from tests.test_curriculum import changed
+from tests.tiny import tiny
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """Of a run of one step, whose network has two decoders."""
+  short = {"mode": "source_only", "source_training__steps": 1, "source_training__epochs": 0, "curriculum__epochs": 0}
+  config = changed(tiny("curriculum"), **short, curriculum__statistics_steps=0, test__kind="")
+  workdir = tmp_path_factory.mktemp("run")
+  run_module.run(config, workdir)
+  return workdir
+
+
+def picture(height, width, seed=0):
+  coarse = np.random.default_rng(seed).integers(0, 256, (-(-height // 8), -(-width // 8), 3), np.uint8)
+  return np.kron(coarse, np.ones((8, 8, 1), np.uint8))[:height, :width]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Images of several sizes, one of them on its side; one that is none; and what is no image."""
+  folder = tmp_path_factory.mktemp("images")
+  (folder / "night/left").mkdir(parents=True)
+  Image.fromarray(picture(32, 64)).save(folder / "a.png")
+  Image.fromarray(picture(32, 64)[:, :, 0]).save(folder / "grey.png")
+  Image.fromarray(picture(75, 41, seed=1)).save(folder / "night/left/b.PNG")
+  exif = Image.Exif()
+  exif[0x0112] = 6  # to be turned clockwise
+  Image.fromarray(picture(40, 88, seed=2)).save(folder / "night/c.jpg", exif=exif, quality=100)
+  (folder / "torn.png").write_bytes((folder / "a.png").read_bytes()[:200])
+  (folder / "notes.txt").write_text("no image")
+  return folder
+
+
+SIZES = {"a": (32, 64), "grey": (32, 64), "night/left/b": (75, 41), "night/c": (88, 40)}
+
+
+def read(path):
+  return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+
+
+def test_a_folder_of_images_of_several_sizes(workdir, folder, tmp_path, capsys):
+  out = tmp_path / "out"
+  status = predict.main(["--workdir", str(workdir), "--images", str(folder), "--out", str(out), "--maps"])
+  assert status == 0
+  said = capsys.readouterr()
+  assert "1 passed over" in said.out and "torn.png" in said.out and "unreadable image" in said.out
+  assert "predicting" in said.err
+  expected = {"labels", "colors", "overlays", "maps/confidence", "maps/agreement"}
+  written = {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
+  assert written == {f"{what}/{name}.png" for what in expected for name in SIZES}
+  assert json.loads((out / "classes.json").read_text())["classes"] == list(CITYSCAPES19.classes)
+  for name, size in SIZES.items():
+    labels = cv2.imread(str(out / "labels" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+    assert labels.shape == size and labels.dtype == np.uint8 and labels.max() < 19
+    colors = read(out / "colors" / f"{name}.png")
+    np.testing.assert_array_equal(colors, colorize(labels, CITYSCAPES19))
+    assert read(out / "overlays" / f"{name}.png").shape == (*size, 3)
+    for what in ("confidence", "agreement"):
+      drawn = cv2.imread(str(out / "maps" / what / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+      assert drawn.shape == size
+    assert drawn.max() in (0, 255) and drawn.min() in (0, 255)
+  overlay, colors = read(out / "overlays/a.png"), read(out / "colors/a.png")
+  assert np.abs(overlay - (colors / 2 + picture(32, 64) / 2)).max() <= 1
+
+
+def test_what_is_predicted_does_not_hang_on_the_other_images(workdir, folder, tmp_path):
+  for out, images in ((tmp_path / "all", [folder]), (tmp_path / "one", [folder / "night/left/b.PNG"])):
+    predict.predict(workdir, map(str, images), out)
+  alone = cv2.imread(str(tmp_path / "one/labels/b.png"), -1)
+  np.testing.assert_array_equal(alone, cv2.imread(str(tmp_path / "all/labels/night/left/b.png"), -1))
+
+
+def test_windows_and_mirror_images(workdir, folder, tmp_path):
+  manner = evaluate.Manner(window=(32, 32), flip=True)
+  assert predict.predict(workdir, [str(folder / "*.png")], tmp_path, manner=manner, maps=True)[0].count("torn.png") == 1
+  assert {path.name for path in (tmp_path / "maps/confidence").iterdir()} == {"a.png", "grey.png"}
+
+
+def test_names(folder, tmp_path):
+  assert list(predict.find_images([str(folder / "night"), str(folder / "a.png")])) == ["c", "left/b", "a"]
+  assert list(predict.find_images([str(folder / "n*" / "*.jpg")])) == ["c"]
+  for name in ("same.png", "same.jpg"):
+    Image.fromarray(picture(8, 8)).save(tmp_path / name)
+  assert list(predict.find_images([str(tmp_path)])) == ["same.jpg", "same.png"]
+  assert list(predict.find_images([str(tmp_path), str(tmp_path / "same.png")])) == ["same.jpg", "same.png"]
+  (tmp_path / "other").mkdir()
+  Image.fromarray(picture(8, 8)).save(tmp_path / "other/same.png")
+  with pytest.raises(UserError, match=r"both called same\.png"):
+    predict.find_images([str(tmp_path / "same.png"), str(tmp_path / "other/same.png")])
+
+
+@pytest.mark.parametrize(("images", "said"), [("absent/*.png", "no such file"), ("night/left", "")])
+def test_no_images(images, said, folder):
+  if said:
+    with pytest.raises(UserError, match=said):
+      predict.find_images([str(folder / images)])
+  (folder / "empty").mkdir(exist_ok=True)
+  with pytest.raises(UserError, match="has no image"):
+    predict.find_images([str(folder / "empty")])
+
+
+def one_line(capsys, *argv):
+  assert predict.main([*map(str, argv)]) == 2
+  *progress, said = capsys.readouterr().err.splitlines()
+  assert said.startswith("error: ") and all("predicting" in line for line in progress)
+  return said
+
+
+def test_what_a_person_can_mend_is_one_line(workdir, folder, tmp_path, capsys):
+  image, out = ["--images", folder / "a.png"], ["--out", tmp_path / "out"]
+  assert "holds no run" in one_line(capsys, "--workdir", tmp_path, *image, *out)
+  assert "no checkpoint of the end of 'end'" in one_line(capsys, "--workdir", workdir, *image, *out, "--stage", "end")
+  assert "set eval_batch or threads" in one_line(capsys, "--workdir", workdir, *image, *out, "--config.seed=1")
+  assert "none of the 1 images" in one_line(capsys, "--workdir", workdir, "--images", folder / "torn.png", *out)
+  assert "leave out --scales" in one_line(
+    capsys, "--workdir", workdir, *image, *out, "--scales", "0.5", "--sliding", "32x32"
+  )
+
+
+def test_too_little_memory_is_told_in_one_line(workdir, folder, tmp_path, capsys, monkeypatch):
+  def full(*_):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+  monkeypatch.setattr(evaluate, "predictions", full)
+  said = one_line(capsys, "--workdir", workdir, "--images", folder, "--out", tmp_path)
+  assert "out of memory" in said and "--config.eval_batch" in said
