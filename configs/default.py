@@ -76,7 +76,7 @@ def self_training() -> ConfigDict:
   config.method = "self_training"
   config.mode = "adapt"  # adapt, source_only (the same steps on source labels), oracle (on the target's true labels)
   config.network = ConfigDict({
-    "backbone": "resnet38",  # resnet18, resnet50, resnet101, resnet38, fcn8s_vgg16
+    "backbone": "resnet38",  # resnet10, resnet18, resnet50, resnet101, resnet38, fcn8s_vgg16
     "width": 1.0,  # multiplies the backbone's channels
     "num_stages": 4,  # of ResNets but resnet38: 4, or 3 to leave out layer4
     "head_channels": 512,  # this and the next two: not of fcn8s_vgg16
@@ -195,7 +195,7 @@ def curriculum() -> ConfigDict:
   config.method = "curriculum"
   config.mode = "adapt"  # adapt, source_only (the same steps on source labels), oracle (on the target's true labels)
   config.network = ConfigDict({
-    "backbone": "resnet18",  # resnet18, resnet50, resnet101, resnet38
+    "backbone": "resnet18",  # resnet10, resnet18, resnet50, resnet101, resnet38
     "width": 1.0,  # multiplies the backbone's channels
     "num_stages": 4,  # of ResNets but resnet38: 4, or 3 to leave out layer4
     "branches": 2,  # decoders
@@ -255,7 +255,7 @@ def adversarial() -> ConfigDict:
   config.method = "adversarial"
   config.mode = "adapt"  # adapt, source_only (no discriminators, no proxies), oracle (retrains on the target's true labels)
   config.network = ConfigDict({
-    "backbone": "resnet101",  # resnet18, resnet50, resnet101, vgg16
+    "backbone": "resnet101",  # resnet10, resnet18, resnet50, resnet101, vgg16
     "width": 1.0,  # multiplies the backbone's channels
     "num_stages": 4,  # of a ResNet: 4, or 3 to leave out layer4
     "channels": 128,  # of the fused maps

@@ -472,7 +472,7 @@ def test_retraining_starts_afresh_or_goes_on(config):
   ("labels__p1", 0.0, "above 0 and up to 1"), ("labels__p2", 1.5, "above 0 and up to 1"),
   ("adversarial__steps", 0, "no discriminator has learnt"), ("labels__scale", 0.0, "above 0"),
   ("adversarial__rate", 0.0, "above 0"), ("adversarial__target_scale", -1.0, "above 0"),
-  ("network__backbone", "resnet38", "resnet18, resnet50, resnet101, vgg16"),
+  ("network__backbone", "resnet38", "resnet10, resnet18, resnet50, resnet101, vgg16"),
 ])  # fmt: skip
 def test_values_that_are_not_offered(config, field, value, said):
   with pytest.raises(UserError, match=said):

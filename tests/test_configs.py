@@ -264,7 +264,7 @@ def test_check_passes(file, tmp_path):
   if "rounds" in config:
     config.rounds.num = 1
   if config.network.backbone in ("resnet38", "resnet101"):
-    config.network.update({"backbone": "resnet18", "num_stages": 3})
+    config.network.update({"backbone": "resnet10", "num_stages": 3})
   if config.source.kind == "folder":
     for part in ("images", "labels"):
       (tmp_path / part).mkdir()

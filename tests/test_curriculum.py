@@ -300,7 +300,7 @@ def test_class_weights_by_name(plan):
 
 
 def test_parameters_of_the_papers_network_by_its_layers(config):
-  settings = changed(config, network__width=1.0, network__num_stages=4)
+  settings = changed(config, network__backbone="resnet18", network__width=1.0, network__num_stages=4)
   found = experiment.plan(settings, CITYSCAPES19, {}, SIZES)
   params = jax.eval_shape(functools.partial(curriculum.init, found.config), jax.random.key(0)).networks["segmenter"].params
   stem, stages = 3 * 64 * 49 + 2 * 64, 0

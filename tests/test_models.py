@@ -589,7 +589,7 @@ def test_dropout_wants_keys_only_where_it_is_on(backbone):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"backbone": "vgg"}, "unknown backbone 'vgg'.*resnet18, resnet50, resnet101, resnet38, fcn8s_vgg16"),
+    ({"backbone": "vgg"}, "unknown backbone 'vgg'.*resnet10, resnet18, resnet50, resnet101, resnet38, fcn8s_vgg16"),
     ({"backbone": "resnet18", "batch_norm": "on"}, "batch_norm 'on'.*per_device, synced, frozen"),
     ({"backbone": "resnet18", "dtype": "float16"}, "dtype 'float16'.*float32, bfloat16"),
     ({"backbone": "resnet18", "num_stages": 5}, "num_stages of ResNet-18 is 5; choose 3 or 4"),
@@ -607,7 +607,7 @@ def test_unknown_fields_are_errors_in_one_line(fields, message):
   ("fields", "message"),
   [
     ({"branches": 0}, "config.network.branches is 0"),
-    ({"backbone": "fcn8s_vgg16"}, "unknown backbone 'fcn8s_vgg16'.*resnet18, resnet50, resnet101, resnet38(?!,)"),
+    ({"backbone": "fcn8s_vgg16"}, "unknown backbone 'fcn8s_vgg16'.*resnet10, resnet18, resnet50, resnet101, resnet38(?!,)"),
     ({"backbone": "resnet38", "num_stages": 3}, "num_stages is 3, but resnet38"),
     ({"dtype": "float16"}, "dtype 'float16'.*float32, bfloat16"),
     ({"batch_norm": "on"}, "batch_norm 'on'.*per_device, synced, frozen"),

@@ -9,7 +9,7 @@ from jax_uda.config import known_configs, load_config
 TINY = {
   "batch": 4,
   "num_stages": 3,
-  "backbone": "resnet18",
+  "backbone": "resnet10",
   "head_channels": 8,
   "head_dilation": 1,
   "width": 0.125,

@@ -1,4 +1,7 @@
-"""ResNet-18, -50 and -101 (He et al. 2016) in torchvision's layout; module names are torchvision's with `_` for `.`."""
+"""ResNet-18, -50 and -101 (He et al. 2016) in torchvision's layout; module names are torchvision's with `_` for `.`.
+
+ResNet-10 has one block where ResNet-18 has two: for tests and trials, as nobody publishes its weights.
+"""
 
 from functools import partial
 
@@ -62,7 +65,12 @@ class Bottleneck(nn.Module):
 
 
 # depth: kind, and how many in each stage
-BLOCKS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3)), 101: (Bottleneck, (3, 4, 23, 3))}
+BLOCKS = {
+  10: (BasicBlock, (1, 1, 1, 1)),
+  18: (BasicBlock, (2, 2, 2, 2)),
+  50: (Bottleneck, (3, 4, 6, 3)),
+  101: (Bottleneck, (3, 4, 23, 3)),
+}
 
 
 class ResNet(nn.Module):
@@ -80,7 +88,7 @@ class ResNet(nn.Module):
   So the map at stride 8, taken at every fourth position, is the map at stride 32.
 
   Attributes:
-    depth: 18, 50 or 101.
+    depth: 10, 18, 50 or 101.
     num_stages: 4, or 3 to leave out layer4.
     output_stride: 32 or 8, of all four stages; three stages at 32 end at stride 16.
     width: multiplies the channels of every layer.

@@ -15,7 +15,7 @@ from jax_uda.models.vgg import VGG16
 from jax_uda.models.wide_resnet import ResNet38
 
 STRIDE = 8  # pixels per position of the logits; `FusionSegmenter` has 4
-TORCHVISIONS = ("resnet18", "resnet50", "resnet101")
+TORCHVISIONS = ("resnet10", "resnet18", "resnet50", "resnet101")
 RESNETS = (*TORCHVISIONS, "resnet38")
 BACKBONES = (*RESNETS, "fcn8s_vgg16")
 FUSED_BACKBONES = (*TORCHVISIONS, "vgg16")
@@ -27,8 +27,8 @@ class Segmenter(nn.Module):
 
   Attributes:
     num_classes: C.
-    backbone: resnet18, resnet50, resnet101 or resnet38, whose latent map goes through `Head`; or fcn8s_vgg16, VGG16 under
-      FCN-8s.
+    backbone: resnet10, resnet18, resnet50, resnet101 or resnet38, whose latent map goes through `Head`; or fcn8s_vgg16,
+      VGG16 under FCN-8s.
     width: multiplies the backbone's channels.
     num_stages: of all ResNets but resnet38: 4, or 3 to leave out layer4.
     head_channels: of the hidden convolution of `Head`.
@@ -82,7 +82,7 @@ class BranchedSegmenter(nn.Module):
 
   Attributes:
     num_classes: C.
-    backbone: resnet18, resnet50, resnet101 or resnet38.
+    backbone: resnet10, resnet18, resnet50, resnet101 or resnet38.
     width: multiplies the backbone's channels, and with them the decoders'.
     num_stages: of all ResNets but resnet38: 4, or 3 to leave out layer4.
     branches: E, the number of decoders.
@@ -139,7 +139,7 @@ class FusionSegmenter(nn.Module):
 
   Attributes:
     num_classes: C.
-    backbone: resnet18, resnet50, resnet101 or vgg16, none of them dilated.
+    backbone: resnet10, resnet18, resnet50, resnet101 or vgg16, none of them dilated.
     width: multiplies the backbone's channels.
     num_stages: of a ResNet: 4, or 3 to leave out layer4.
     channels: of the fused maps.
@@ -209,12 +209,10 @@ def _maps(
     raise UserError(f"num_stages is {model.num_stages}, but {model.backbone} is always whole; leave it at 4")
   fused = offered == FUSED_BACKBONES
   trunk = {"width": model.width, "dtype": layers.compute_dtype(model.dtype), "name": "backbone"}
-  match model.backbone:
-    case "resnet18" | "resnet50" | "resnet101":
-      depth, stride = int(model.backbone.removeprefix("resnet")), 32 if fused else STRIDE
-      maps = ResNet(depth, model.num_stages, stride, batch_norm=model.batch_norm, **trunk)(images, train)
-      return maps if fused else maps[-1:]
-    case "resnet38":
-      return (ResNet38(dropout=model.dropout, batch_norm=model.batch_norm, **trunk)(images, train, keys),)
-    case "fcn8s_vgg16" | "vgg16":
-      return VGG16(classifier=not fused, dropout=model.dropout, **trunk)(images, train, keys)
+  if model.backbone in TORCHVISIONS:
+    depth, stride = int(model.backbone.removeprefix("resnet")), 32 if fused else STRIDE
+    maps = ResNet(depth, model.num_stages, stride, batch_norm=model.batch_norm, **trunk)(images, train)
+    return maps if fused else maps[-1:]
+  if model.backbone == "resnet38":
+    return (ResNet38(dropout=model.dropout, batch_norm=model.batch_norm, **trunk)(images, train, keys),)
+  return VGG16(classifier=not fused, dropout=model.dropout, **trunk)(images, train, keys)
