@@ -38,12 +38,14 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[
   return flags, overrides
 
 
-def exit_status(action: Callable[[], object], flags: argparse.Namespace) -> int:
+def exit_status(action: Callable[[], object], flags: argparse.Namespace, goes_on: bool = True) -> int:
   """Does it, and says in one line on stderr why it ended early, if it did.
 
   Args:
     flags: with `debug` and `workdir`.
+    goes_on: whether the same command goes on in the workdir, or begins anew.
   """
+  again = f"to go on in {flags.workdir}" if goes_on else "to begin anew"
   from absl import logging  # here, so that --help is quick
 
   logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant here, such as reading another run's weights
@@ -55,10 +57,10 @@ def exit_status(action: Callable[[], object], flags: argparse.Namespace) -> int:
     print(f"error: {error}", file=sys.stderr)
     return EXIT_MENDABLE
   except KeyboardInterrupt:
-    print(f"interrupted; run the same command again to go on in {flags.workdir}", file=sys.stderr)
+    print(f"interrupted; run the same command again {again}", file=sys.stderr)
     return EXIT_CTRL_C
   except Interrupted:
-    print(f"stopped; run the same command again to go on in {flags.workdir}", file=sys.stderr)
+    print(f"stopped; run the same command again {again}", file=sys.stderr)
     return EXIT_STOPPED
   return 0
 

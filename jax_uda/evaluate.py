@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if entry is not None:
       print(f"{entry['protocol']}, {flags.workdir}\n\n{report.iou_table([{**entry, 'name': entry['stage']}])}")
 
-  return commands.exit_status(action, flags)
+  return commands.exit_status(action, flags, goes_on=False)
 
 
 if __name__ == "__main__":

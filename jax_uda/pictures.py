@@ -43,7 +43,7 @@ def draw(experiment: Experiment, workdir: epath.Path, stage: Stage, state: State
       view = jax.tree.map(lambda x, i=i: x[i], views)
       write_png(folder / stage.name / name, inference.predicted_labels(view, (int(height), int(width))))
       for what, values in maps.items():
-        write_png(folder / "maps" / what / stage.name / name, _grey(values[i, :height, :width]))
+        write_png(folder / "maps" / what / stage.name / name, grey(values[i, :height, :width]))
 
 
 def spread(num: int, most: int) -> list[int]:
@@ -58,11 +58,12 @@ def write_maps(workdir: epath.Path, stage: str, found: Mapping[str, Mapping[str,
   """
   for image_id, drawn in found.items():
     for what, values in drawn.items():
-      kind, values = ("labels", values) if values.dtype == np.uint8 else ("maps", _grey(values))
+      kind, values = ("labels", values) if values.dtype == np.uint8 else ("maps", grey(values))
       write_png(workdir / "pictures" / "labelling" / stage / kind / what / f"{image_id}.png", values)
 
 
-def _grey(values: np.ndarray) -> np.ndarray:
+def grey(values: np.ndarray) -> np.ndarray:
+  """A map of 0..1 as uint8, from black, 0, to white, 1."""
   return np.rint(255 * values).astype(np.uint8)
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_uda import evaluate, predict
+from jax_uda import evaluate, finished, predict
 from jax_uda import run as run_module
 from jax_uda.data.label_spaces import CITYSCAPES19, colorize
 from jax_uda.errors import UserError
+from jax_uda.experiment import reopen
 from tests.test_curriculum import changed
 from tests.tiny import tiny
 
@@ -47,6 +48,12 @@ def folder(tmp_path_factory):
   return folder
 
 
+IMAGES = {
+  "a": picture(32, 64),
+  "grey": picture(32, 64)[:, :, :1],
+  "night/left/b": picture(75, 41, seed=1),
+  "night/c": picture(40, 88, seed=2),
+}
 SIZES = {"a": (32, 64), "grey": (32, 64), "night/left/b": (75, 41), "night/c": (88, 40)}
 
 
@@ -68,15 +75,19 @@ def test_a_folder_of_images_of_several_sizes(workdir, folder, tmp_path, capsys):
   for name, size in SIZES.items():
     labels = cv2.imread(str(out / "labels" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
     assert labels.shape == size and labels.dtype == np.uint8 and labels.max() < 19
-    colors = read(out / "colors" / f"{name}.png")
+    colors, overlay = (read(out / what / f"{name}.png") for what in ("colors", "overlays"))
     np.testing.assert_array_equal(colors, colorize(labels, CITYSCAPES19))
-    assert read(out / "overlays" / f"{name}.png").shape == (*size, 3)
-    for what in ("confidence", "agreement"):
-      drawn = cv2.imread(str(out / "maps" / what / f"{name}.png"), cv2.IMREAD_UNCHANGED)
-      assert drawn.shape == size
-    assert drawn.max() in (0, 255) and drawn.min() in (0, 255)
-  overlay, colors = read(out / "overlays/a.png"), read(out / "colors/a.png")
-  assert np.abs(overlay - (colors / 2 + picture(32, 64) / 2)).max() <= 1
+    seen = 2 * overlay.astype(int) - colors  # the image, as it is looked at
+    if name == "night/c":
+      seen = np.rot90(seen)  # back
+    assert np.quantile(np.abs(seen - IMAGES[name]), 0.5 if name == "night/c" else 1) <= 2  # JPEG blurs edges of colour
+    maps = (out / "maps" / what / f"{name}.png" for what in ("confidence", "agreement"))
+    confidence, agreement = (cv2.imread(str(path), -1) for path in maps)
+    assert confidence.shape == agreement.shape == size
+    assert confidence.min() >= 255 // 19 and len(np.unique(confidence)) > 2  # of 19 classes
+  assert set(np.unique(cv2.imread(str(out / "maps/agreement/a.png"), -1))) <= {0, 255}  # not resized
+  made = json.loads((out / "predictions.json").read_text())
+  assert made["stage"] == "source" and made["flip"] is False
 
 
 def test_what_is_predicted_does_not_hang_on_the_other_images(workdir, folder, tmp_path):
@@ -87,14 +98,22 @@ def test_what_is_predicted_does_not_hang_on_the_other_images(workdir, folder, tm
 
 
 def test_windows_and_mirror_images(workdir, folder, tmp_path):
+  """As `evaluate` predicts the same images."""
   manner = evaluate.Manner(window=(32, 32), flip=True)
-  assert predict.predict(workdir, [str(folder / "*.png")], tmp_path, manner=manner, maps=True)[0].count("torn.png") == 1
-  assert {path.name for path in (tmp_path / "maps/confidence").iterdir()} == {"a.png", "grey.png"}
+  assert predict.predict(workdir, [str(folder / "*.png")], tmp_path, manner=manner)[0].count("torn.png") == 1
+  assert {path.name for path in (tmp_path / "labels").iterdir()} == {"a.png", "grey.png"}
+  experiment = reopen(*finished.read_config(workdir), scored=False)
+  state = finished.restore(workdir, experiment, finished.find_stage(workdir)[1])
+  source = predict.Files(("a",), (folder / "a.png",))
+  (expected,) = evaluate.predictions(experiment, state, source, manner)
+  found = cv2.imread(str(tmp_path / "labels/a.png"), -1)
+  np.testing.assert_array_equal(found, np.asarray(expected.labels((32, 64)))[:32, :64])
 
 
 def test_names(folder, tmp_path):
   assert list(predict.find_images([str(folder / "night"), str(folder / "a.png")])) == ["c", "left/b", "a"]
-  assert list(predict.find_images([str(folder / "n*" / "*.jpg")])) == ["c"]
+  assert list(predict.find_images([str(folder / "n*" / "*.jpg")])) == ["night/c"]
+  assert list(predict.find_images([str(folder / "*")])) == ["a", "grey", "torn"]  # no folder, no text
   for name in ("same.png", "same.jpg"):
     Image.fromarray(picture(8, 8)).save(tmp_path / name)
   assert list(predict.find_images([str(tmp_path)])) == ["same.jpg", "same.png"]
@@ -105,14 +124,19 @@ def test_names(folder, tmp_path):
     predict.find_images([str(tmp_path / "same.png"), str(tmp_path / "other/same.png")])
 
 
-@pytest.mark.parametrize(("images", "said"), [("absent/*.png", "no such file"), ("night/left", "")])
-def test_no_images(images, said, folder):
-  if said:
-    with pytest.raises(UserError, match=said):
-      predict.find_images([str(folder / images)])
-  (folder / "empty").mkdir(exist_ok=True)
-  with pytest.raises(UserError, match="has no image"):
-    predict.find_images([str(folder / "empty")])
+@pytest.mark.parametrize(("images", "said"), [("absent/*.png", "no such file"), ("", "no image")])
+def test_no_images(images, said, tmp_path):
+  with pytest.raises(UserError, match=said):
+    predict.find_images([str(tmp_path / images)])
+
+
+def test_only_predictions_are_written_over(workdir, folder, tmp_path, capsys):
+  images = ["--images", folder / "a.png"]
+  (tmp_path / "data/labels").mkdir(parents=True)
+  assert "has labels of another origin" in one_line(capsys, "--workdir", workdir, *images, "--out", tmp_path / "data")
+  assert "has config.json, classes.json of" in one_line(capsys, "--workdir", workdir, *images, "--out", workdir)
+  for _ in range(2):
+    assert predict.main([*map(str, ("--workdir", workdir, *images, "--out", tmp_path / "mine"))]) == 0
 
 
 def one_line(capsys, *argv):
@@ -139,4 +163,4 @@ def test_too_little_memory_is_told_in_one_line(workdir, folder, tmp_path, capsys
 
   monkeypatch.setattr(evaluate, "predictions", full)
   said = one_line(capsys, "--workdir", workdir, "--images", folder, "--out", tmp_path)
-  assert "out of memory" in said and "--config.eval_batch" in said
+  assert "out of memory; turn down --scales, or give smaller images" in said

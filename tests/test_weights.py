@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_one_error(variables, arrays, file):
     "2 of another shape: layer2.0.conv1.weight (file (8, 5, 3, 3), network (8, 4, 3, 3)), "
     "layer3.0.bn1.bias (file (16, 1), network (16,));",
     "1 unknown: layer1.2.conv1.weight;",
-    "allow a partial import",
+    "--config.weights_partial=True",
   )  # fmt: skip
   loaded, report = load(path, variables, partial=True)
   assert report.missing == ("bn1.running_mean", "layer4.1.conv2.weight")
@@ -140,12 +140,13 @@ def test_what_does_not_fit_is_one_error(variables, arrays, file):
   np.testing.assert_array_equal(new["bn1"]["bias"], arrays["bn1.bias"])
 
 
-def test_a_long_list_of_names_is_cut_with_its_count(variables, arrays, file):
+def test_a_long_list_of_names_is_cut_with_its_count_and_printed_whole(variables, arrays, file, capsys):
   only = {name: arrays[name] for name in ("conv1.weight", "bn1.bias")}
   with pytest.raises(UserError) as error:
     load(save(file, only), variables)
   assert_one_line(error, "98 missing from the file: bn1.running_mean, ", " and 78 more;")
   assert len(str(error.value)) < 1000
+  assert capsys.readouterr().out.count("missing from the file: ") == 98
 
 
 @pytest.mark.parametrize("partial", [False, True])
@@ -230,6 +231,10 @@ def test_vgg16s_fully_connected_layers_become_convolutions(file):
     np.tensordot(seen, fc6, 3), arrays["classifier.0.weight"] @ seen.transpose(2, 0, 1).ravel(), rtol=1e-4, atol=1e-4
   )
   np.testing.assert_array_equal(loaded["params"]["backbone"]["fc7"]["kernel"][0, 0], arrays["classifier.3.weight"].T)
+  arrays["classifier.0.weight"] = arrays["classifier.0.weight"].T
+  with pytest.raises(UserError, match=r"1 of another shape: classifier\.0\.weight"):
+    load(save(file, arrays), variables)
+  arrays["classifier.0.weight"] = arrays["classifier.0.weight"].T
   del arrays["classifier.3.weight"]
   with pytest.raises(UserError, match=r"1 missing from the file: classifier\.3\.weight"):
     load(save(file, arrays), variables)
@@ -381,7 +386,8 @@ def test_damaged_mxnet_files_are_errors_in_one_line(resnet38, tmp_path):
   whole, path = of_mxnet(of_resnet38()), tmp_path / "gta.params"
   sparse = whole[:28] + struct.pack("<i", 1) + whole[32:]
   cuts = [whole[:n] for n in (0, 7, 20, 40, 500, len(whole) // 2, len(whole) - 1)]
-  for content in (*cuts, b"\x80\x04." + whole, sparse, whole[:24] + struct.pack("<I", 77) + whole[28:]):
+  many = struct.pack("<QQQ", 0x112, 0, 2**40) + bytes(2**16)
+  for content in (*cuts, many, b"\x80\x04." + whole, sparse, whole[:24] + struct.pack("<I", 77) + whole[28:]):
     path.write_bytes(content)
     with pytest.raises(UserError) as error:
       load(str(path), resnet38)

@@ -23,6 +23,8 @@ MAGIC = 0x112
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 TYPES = tuple(map(np.dtype, ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")))
 MOST_AXES = 32
+SMALLEST = 12  # bytes: the number of axes of an array, and the length of its name
+EMPTY = np.zeros(0, np.float32)
 
 
 class _Reader:
@@ -50,10 +52,13 @@ def read(content: bytes) -> dict[str, np.ndarray]:
   if reader.number("Q") != MAGIC:
     raise ValueError("it does not begin as MXNet's files do")
   reader.take(8)
-  arrays = [_array(reader) for _ in range(reader.number("Q"))]
-  names = [bytes(reader.take(reader.number("Q"))).decode() for _ in range(reader.number("Q"))]
-  if len(names) != len(arrays):
-    raise ValueError(f"it holds {len(arrays)} arrays but {len(names)} names")
+  count = reader.number("Q")
+  if SMALLEST * count > len(content):
+    raise ValueError(f"it has no room for the {count} arrays that it announces")
+  arrays = [_array(reader) for _ in range(count)]
+  if (named := reader.number("Q")) != count:
+    raise ValueError(f"it holds {count} arrays but {named} names")
+  names = [bytes(reader.take(reader.number("Q"))).decode() for _ in range(count)]
   if len(set(names)) != len(names):
     raise ValueError("a name stands there twice")
   return dict(zip(names, arrays, strict=True))
@@ -68,7 +73,7 @@ def _array(reader: _Reader) -> np.ndarray:
   if axes > MOST_AXES:
     raise ValueError(f"an array of {axes} axes is none that MXNet writes")
   if axes < 0 or (axes == 0 and version != V3):
-    return np.zeros(0, np.float32)
+    return EMPTY
   shape = tuple(reader.number("q" if version in (V1, V2, V3) else "I") for _ in range(axes))
   reader.take(8)
   kind = reader.number("i")

@@ -1,4 +1,4 @@
-"""Weights from elsewhere, taken over by name and shape; nothing but tensors is ever unpickled.
+"""Weights from elsewhere, taken over by name and shape; nothing that could run code is ever unpickled.
 
 A network has a table that says what each of its arrays is called over there: `{flax path: foreign name}`.
 """
@@ -43,6 +43,7 @@ CLASSIFIERS = re.compile(r"(rate\d+_)?logits|score_(fc7|pool4|pool3)")  # layers
 # What a file may have and a network need not: classifiers, a layer4, and how many batches BatchNorm has seen.
 LEFT_OUT = re.compile(r"(fc|layer4|classifier)\..*|.*\.num_batches_tracked|(conv6a|linear\d+)_(weight|bias)")
 NESTED = ("state_dict", "model", "network", "net")  # where training scripts put a network's tensors among other things
+SAFE_TORCH = (2, 10)  # the weights-only loaders before it could be made to run code, or to corrupt memory
 MOST_NAMES = 20  # of one kind in an error line
 
 
@@ -118,7 +119,8 @@ def load(path: str, variables: Variables, partial: bool = False) -> tuple[Variab
   arrays = _read(path)
   ours = variables["params"]["backbone"]
   names = mxnet_names(variables) if "conv1a" in ours else torchvision_names(variables)
-  optional = {at for at, name in names.items() if at[1] == "head" and name not in arrays}
+  layers = {at[:-1] for at, name in names.items() if at[1] == "head" and name in arrays}
+  optional = {at for at in names if at[1] == "head" and at[:-1] not in layers}
   new, report = _take_over(arrays, variables, {at: name for at, name in names.items() if at not in optional}, AXES)
   if not report.loaded:
     whose = "its authors'" if "conv1a" in ours else "torchvision's"
@@ -129,10 +131,12 @@ def load(path: str, variables: Variables, partial: bool = False) -> tuple[Variab
   if not partial and (report.missing or report.mismatched or unknown):
     other_shapes = [f"{name} (file {there}, network {here})" for name, there, here in report.mismatched]
     faults = {"missing from the file": report.missing, "of another shape": other_shapes, "unknown": unknown}
+    if any(len(names) > MOST_NAMES for names in faults.values()):
+      print("\n".join(f"{fault}: {name}" for fault, names in faults.items() for name in names))
     table = "; ".join(f"{len(names)} {fault}: {listing(names)}" for fault, names in faults.items() if names)
     raise UserError(
-      f"the weights {path} do not fit this network: {table}; mend the file, or allow a partial import, "
-      "which keeps the initial values there"
+      f"the weights {path} do not fit this network: {table}; mend the file, or go on with what fits by "
+      "--config.weights_partial=True"
     )
   return new, report
 
@@ -167,7 +171,7 @@ def take_network(
   if not report.loaded or (not partial and (report.missing or report.unused or others)):
     raise UserError(
       f"the network in {path} is another one: {listing([*report.missing, *report.unused, *others])}; make config.network "
-      "that of its config.json, or allow a partial import, which keeps the initial values there"
+      "that of its config.json, or go on with what fits by --config.weights_partial=True"
     )
   return new, report
 
@@ -187,7 +191,7 @@ def _take_over(
       missing.append(name)
       continue
     array = arrays[name]
-    if array.ndim == 2 and len(shape) == 4 and array.size == np.prod(shape):
+    if array.ndim == 2 and len(shape) == 4 and array.shape == (shape[0], np.prod(shape[1:])):
       array = array.reshape(shape)  # a fully connected layer, which is a convolution here
     if array.shape != shape:
       mismatched.append((name, array.shape, shape))
@@ -235,17 +239,27 @@ def _from_mxnet(path: str, content: bytes) -> dict[str, np.ndarray]:
     found = mxnet_params.read(content)
   except ValueError as error:
     raise UserError(f"the weights {path} are damaged or no MXNet file: {error}; fetch them again") from error
-  return {re.sub("^(arg|aux):", "", name): x for name, x in found.items()}
+  arrays = {re.sub("^(arg|aux):", "", name): x for name, x in found.items()}
+  if len(arrays) < len(found):
+    raise UserError(f"the weights {path} hold a name both as arg: and as aux:; save them anew")
+  return arrays
 
 
 def _from_torch(path: str, content: bytes) -> dict[str, np.ndarray]:
+  convert = "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors')"
   try:
     import torch
   except ImportError:
     raise UserError(
       f"the weights {path} are PyTorch's, which is not installed here; where it is, turn them into a .safetensors file: "
-      "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors')"
+      f"{convert}"
     ) from None
+  if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
+    wanted = ".".join(map(str, SAFE_TORCH))
+    raise UserError(
+      f"the weights {path} are not opened: this PyTorch, {torch.__version__}, does not guard against files that run code; "
+      f"install {wanted} or newer, or turn them into a .safetensors file: {convert}"
+    )
   try:
     found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
   except pickle.UnpicklingError as error:
@@ -255,12 +269,19 @@ def _from_torch(path: str, content: bytes) -> dict[str, np.ndarray]:
     ) from error
   except Exception as error:  # of many kinds, for files that are none
     said = type(error).__name__
-    raise UserError(f"the weights {path} are damaged or no PyTorch file ({said}); fetch them again") from error
-  while isinstance(found, dict) and (inner := [found[key] for key in NESTED if isinstance(found.get(key), dict)]):
-    found = inner[0]
-  if not isinstance(found, dict) or not found or not all(isinstance(x, torch.Tensor) for x in found.values()):
-    raise UserError(f"the weights {path} hold no table of tensors by name; save the state_dict() alone")
-  arrays = {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in found.items()}
+    raise UserError(
+      f"the weights {path} are damaged or no file of torch.save ({said}); save the state_dict() anew"
+    ) from error
+  for _ in NESTED:
+    inner = (found[key] for key in NESTED if isinstance(found, dict) and isinstance(found.get(key), dict))
+    found = next(inner, found)
+  try:
+    plain = {str(name): x.detach() for name, x in found.items()}
+    arrays = {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in plain.items()}
+  except (AttributeError, TypeError, RuntimeError) as error:  # no table, no tensors, or such as have no plain values
+    raise UserError(f"the weights {path} hold no table of plain tensors by name; save the state_dict() alone") from error
+  if not arrays:
+    raise UserError(f"the weights {path} hold no tensor; save the state_dict() of the network")
   parallel = all(name.startswith("module.") for name in arrays)  # as DataParallel calls them
   return {name.removeprefix("module.") if parallel else name: x for name, x in arrays.items()}
 

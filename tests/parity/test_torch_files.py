@@ -75,7 +75,24 @@ def test_damaged_files_and_other_things_are_errors_in_one_line(state, variables,
     with pytest.raises(UserError, match="damaged") as error:
       load(str(tmp_path / "bad.pth"), variables)
     assert "\n" not in str(error.value)
-  for content in ([1, 2], {"epoch": 3}, torch.zeros(3), {}):
+  around = {}
+  around["model"] = around
+  sparse = {"conv1.weight": torch.zeros(3, 3).to_sparse()}
+  for content in ([1, 2], {"epoch": 3}, torch.zeros(3), {}, around, sparse, {1: "a"}):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="no table of tensors"):
+    with pytest.raises(UserError, match=r"hold no (table of plain tensors|tensor)") as error:
       load(str(tmp_path / "other.pth"), variables)
+    assert "\n" not in str(error.value)
+
+
+def test_parameters_are_tensors_too(state, variables, tmp_path):
+  torch.save({name: torch.nn.Parameter(x) if x.is_floating_point() else x for name, x in state.items()}, tmp_path / "a.pth")
+  assert len(load(str(tmp_path / "a.pth"), variables)[1].loaded) == 100
+
+
+def test_a_pytorch_that_does_not_guard_is_not_asked(state, variables, tmp_path, monkeypatch):
+  torch.save(state, tmp_path / "a.pth")
+  monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+  monkeypatch.setattr(torch, "load", None)
+  with pytest.raises(UserError, match=r"2\.5\.1\+cpu, does not guard"):
+    load(str(tmp_path / "a.pth"), variables)
