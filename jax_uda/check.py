@@ -135,7 +135,8 @@ def _stage(stage: Stage, num_target: int) -> str:
   labels = ""
   if stage.labelling is not None:
     labels = f"label {num_target:,} target images, then "
-  return f"stage      {stage.name}: {labels}{stage.num_steps:,} steps of {'; '.join(streams)}"
+  # The steps of batch statistics at its end may see what training sees.
+  return f"stage      {stage.name}: {labels}{stage.num_steps:,} steps of {'; '.join(dict.fromkeys(streams))}"
 
 
 def _drawn(subset: Sequence[int] | None) -> str:
