@@ -270,10 +270,11 @@ def _slug(entry: dict[str, Any]) -> str:
   return re.sub(r"[^\w.-]+", "-", "_".join(parts))[:200]
 
 
-def _window(text: str) -> tuple[int, int]:
+def parse_size(text: str, flag: str) -> tuple[int, int]:
+  """(H, W) out of `512x1024`; raises `UserError`, which names the flag, for anything else."""
   found = re.fullmatch(r"(\d{2,6})x(\d{2,6})", text)
   if not found:
-    raise UserError(f"--sliding: {text!r} will not do; write HEIGHTxWIDTH in pixels, at least 10 each, as 512x1024")
+    raise UserError(f"{flag}: {text!r} will not do; write HEIGHTxWIDTH in pixels, at least 10 each, as 512x1024")
   return int(found[1]), int(found[2])
 
 
@@ -286,9 +287,8 @@ def add_manner(parser: argparse.ArgumentParser) -> None:
 
 def manner_of(flags: argparse.Namespace) -> Manner:
   """How images are to be shown; raises `UserError` where that will not do."""
-  manner = Manner(
-    inference.parse_scales(flags.scales, "--scales"), flags.flip, _window(flags.sliding) if flags.sliding else None
-  )
+  window = parse_size(flags.sliding, "--sliding") if flags.sliding else None
+  manner = Manner(inference.parse_scales(flags.scales, "--scales"), flags.flip, window)
   if manner.window and manner.scales != (1.0,):
     raise UserError("--sliding: windows see the images at their own resolution; leave out --scales, or --sliding")
   return manner
