@@ -9,101 +9,20 @@ import functools
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
-from jax_uda import commands, finished, inference, metrics, parallel, report
-from jax_uda.data import label_spaces, pipeline
+from jax_uda import commands, finished, inference, metrics, parallel, report, trained
+from jax_uda.data import label_spaces
 from jax_uda.data.label_spaces import IGNORE, LabelSpace, Protocol
 from jax_uda.errors import UserError
-from jax_uda.experiment import Experiment, reopen
+from jax_uda.experiment import reopen
 from jax_uda.pictures import write_png
-from jax_uda.state import State
 from jax_uda.stopping import StopSignal
-
-
-@dataclass(frozen=True)
-class Manner:
-  """How images are shown to the network. Softmax is averaged at full resolution, image by image.
-
-  Attributes:
-    scales: of the canvas that the whole images are fitted to.
-    flip: whether their mirror images are shown as well.
-    window: (h, w) of windows over the images at their own resolution, in place of the whole images.
-  """
-
-  scales: tuple[float, ...] = (1.0,)
-  flip: bool = False
-  window: tuple[int, int] | None = None
-
-
-WHOLE_ONCE = Manner()
-
-
-@dataclass(frozen=True)
-class Prediction:
-  """What is predicted of one image.
-
-  Attributes:
-    id: the image's.
-    size: (H, W), the image's.
-    truth: uint8 [h, w], of the same field of view; None if there is none.
-    scores: (H, W) -> mean softmax float32 [h, w, C] at that resolution, on the device; (h, w) is `inference.rounded_up`.
-    labels: the same -> train ids uint8 [h, w].
-  """
-
-  id: str
-  size: tuple[int, int]
-  truth: np.ndarray | None
-  scores: Callable[[tuple[int, int]], jax.Array]
-  labels: Callable[[tuple[int, int]], jax.Array]
-
-
-def predictions(experiment: Experiment, state: State, dataset: Any, manner: Manner) -> Iterator[Prediction]:
-  """Predicts the images of a data set, in order."""
-  if manner.window is None:
-    return _whole_images(experiment, state, dataset, manner)
-  return _windows(experiment, state, dataset, manner)
-
-
-def _whole_images(experiment: Experiment, state: State, dataset: Any, manner: Manner) -> Iterator[Prediction]:
-  config = experiment.config
-  batch, canvas = config.eval_batch * parallel.num_devices(), tuple(config.canvas)
-  passes = [
-    pipeline.eval_batches(dataset, batch, shape, threads=config.threads, **parallel.process())
-    for shape in (inference.scaled_canvas(canvas, scale) for scale in manner.scales)
-  ]
-  for batches in zip(*passes, strict=True):
-    views = [inference.make_views(experiment.predict, state, scaled, manner.flip) for scaled in batches]
-    for i in np.flatnonzero(batches[0]["valid"]):
-      mine = jax.tree.map(lambda x, i=i: x[i], views)
-      yield _prediction(batches[0], i, functools.partial(inference.scores_from_views, mine))
-
-
-def _windows(experiment: Experiment, state: State, dataset: Any, manner: Manner) -> Iterator[Prediction]:
-  config = experiment.config
-  num = config.eval_batch * parallel.num_devices()
-  for batch in pipeline.eval_batches(dataset, 1, None, threads=config.threads, **parallel.process()):
-    if not batch["valid"][0]:
-      continue
-    image = batch["image"][0]
-    cut, boxes = inference.windows(image, manner.window)
-    views = inference.window_views(experiment.predict, state, cut, num, manner.flip)
-    window = cut["image"].shape[1:3]
-    yield _prediction(
-      batch, 0, functools.partial(inference.scores_from_windows, views, boxes, window, image.shape[:2])
-    )
-
-
-def _prediction(batch: dict[str, Any], i: int, scores: Callable) -> Prediction:
-  size = tuple(map(int, batch["full_size"][i]))
-  labels = functools.cache(lambda size: inference.most_likely(scores(size)))
-  return Prediction(batch["id"][i], size, batch["full_label"][i], scores, labels)
+from jax_uda.trained import WHOLE_ONCE, Manner, Prediction, TrainedNetwork, predictions
 
 
 def confusion(predicted: Prediction, num_classes: int) -> np.ndarray:
@@ -115,22 +34,21 @@ def confusion(predicted: Prediction, num_classes: int) -> np.ndarray:
 
 
 def score(
-  experiment: Experiment,
-  state: State,
+  network: TrainedNetwork,
   dataset: Any,
   title: str,
   stop: StopSignal,
-  manner: Manner = Manner(),
+  manner: Manner = WHOLE_ONCE,
   keep: Callable[[Prediction], None] | None = None,
 ) -> np.ndarray | None:
   """The confusion matrix int64 [C, C] over a data set; None if it has no labels. `keep` is given every prediction.
 
   Processes share the images and all get the sum.
   """
-  num_classes, labelled = len(experiment.space.classes), 0
+  num_classes, labelled = len(network.classes), 0
   total = np.zeros((num_classes, num_classes), np.int64)
   with report.Progress(title, len(dataset), "images") as bar:
-    for predicted in predictions(experiment, state, dataset, manner):
+    for predicted in predictions(network, dataset, manner):
       if predicted.truth is not None:
         total, labelled = total + confusion(predicted, num_classes), labelled + 1
       if keep is not None:
@@ -182,18 +100,18 @@ Scores the test set of a run: a table, an entry under "evaluations" in results.j
   python -m jax_uda.evaluate --workdir runs/mlsl_gta --stage source --predictions submission --ids cityscapes \\
     --config.test.split=test
 
-Of the config, what only scoring needs can be set by --config.FIELD=VALUE: the test set's fields, and
+Of the config, what only scoring needs can be set by --config.FIELD=VALUE: the test set's fields (test.FIELD), and
 {fields}.
 """
 
-SCORING_FIELDS = ("data_dir", "eval_batch", "threads", "absent_as_zero")
+SETTABLE = ("test.", "data_dir", "absent_as_zero", *trained.SETTABLE)  # of the config
 
 
 def evaluate(
   workdir: epath.PathLike,
   stage: str = "",
   protocol: str | None = None,
-  manner: Manner = Manner(),
+  manner: Manner = WHOLE_ONCE,
   folder: epath.PathLike | None = None,
   ids: str = "train",
   overrides: Sequence[str] = (),
@@ -217,16 +135,16 @@ def evaluate(
     UserError: there is no run, no such stage, protocol or test set, or nothing to be done.
   """
   workdir = epath.Path(workdir)
-  experiment = _open(workdir, overrides)
+  experiment = reopen(*finished.read_config(workdir, overrides, SETTABLE))
   name, place = finished.find_stage(workdir, stage)
   chosen = experiment.protocols[0] if protocol is None else label_spaces.protocol(protocol, experiment.space)
   keep = None if folder is None else functools.partial(_write, epath.Path(folder), _table(ids, experiment.space))
   dataset = experiment.datasets["test"]
   if keep is None and "label" not in dataset[0]:
     raise UserError("config.test: it has no labels, so there is nothing to score; name a folder by --predictions")
-  state = finished.restore(workdir, experiment, place)
+  network = trained.of(experiment, finished.restore(workdir, experiment, place))
   with StopSignal() as stop:
-    found = score(experiment, state, dataset, f"{name} · scoring", stop, manner, keep)
+    found = score(network, dataset, f"{name} · scoring", stop, manner, keep)
   if found is None:
     return None
   entry = {"stage": name, "protocol": chosen.name, "scales": manner.scales, "flip": manner.flip, "sliding": manner.window}
@@ -237,13 +155,6 @@ def evaluate(
   report.write_json(workdir / "results.json", results)
   write_table(workdir / f"evaluation_{_slug(entry)}.csv", {"IoU": entry["iou"]})
   return entry
-
-
-def _open(workdir: epath.Path, overrides: Sequence[str]) -> Experiment:
-  for field in (override.partition("=")[0] for override in overrides):
-    if not (field.startswith("test.") or field in SCORING_FIELDS):
-      raise UserError(f"--config.{field}: the run is over; set fields of test, or {', '.join(SCORING_FIELDS)}")
-  return reopen(*finished.read_config(workdir, overrides))
 
 
 def _table(ids: str, space: LabelSpace) -> np.ndarray:
@@ -296,7 +207,7 @@ def manner_of(flags: argparse.Namespace) -> Manner:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Scores a run, prints the table, and returns the exit status."""
-  parser = commands.parser("evaluate", HELP.format(fields=", ".join(SCORING_FIELDS)))
+  parser = commands.parser("evaluate", HELP.format(fields=", ".join(SETTABLE[1:])))
   parser.add_argument("--workdir", required=True, metavar="DIR", help="of the run")
   parser.add_argument(
     "--stage",

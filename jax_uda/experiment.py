@@ -45,6 +45,7 @@ class Experiment:
     protocols: how it is scored; the first gives a stage's own scores.
     datasets: sources by the names that streams use.
     predict: `method.predict(config)`, made once so that it compiles once.
+    maps: `method.maps(config)`, likewise; None where the method has none.
   """
 
   config: ml_collections.ConfigDict
@@ -54,6 +55,7 @@ class Experiment:
   datasets: Mapping[str, Any]
   stages: Sequence[Stage]
   predict: Callable
+  maps: Callable | None = None
 
   def stage_key(self, index: int, purpose: int) -> jax.Array:
     """The key for one purpose in one stage; everything random comes from these."""
@@ -102,12 +104,8 @@ def plan(
   config: ml_collections.ConfigDict, space: LabelSpace, datasets: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> Experiment:
   """An experiment from its config and the sizes of its data sets, which may be known without having them."""
-  method = find_method(config.method)
-  config = config.copy_and_resolve_references()
-  config.num_classes, config.classes = len(space.classes), space.classes
   inference.parse_scales(config.eval_scales, "config.eval_scales")  # found now, if wrong, and not at the first score
-  stages = method.stages(config, sizes)
-  return Experiment(config, method, space, scoring_protocols(config, space), datasets, stages, method.predict(config))
+  return _experiment(config, space, datasets, sizes)
 
 
 def reopen(config: ml_collections.ConfigDict, space: LabelSpace, scored: bool = True) -> Experiment:
@@ -118,12 +116,25 @@ def reopen(config: ml_collections.ConfigDict, space: LabelSpace, scored: bool = 
   """
   if scored and not sources.is_named(config.test):
     raise UserError("config.test names no data set, there is nothing to score; set --config.test.kind and what it needs")
+  config = config.copy_and_resolve_references()
+  config.weights = ""  # the checkpoint has them
+  return _experiment(config, space, {"test": open_test(config, space)} if scored else {})
+
+
+def _experiment(
+  config: ml_collections.ConfigDict,
+  space: LabelSpace,
+  datasets: Mapping[str, Any],
+  sizes: Mapping[str, int] | None = None,
+) -> Experiment:
+  """An experiment; without `sizes` it has no stages."""
   method = find_method(config.method)
   config = config.copy_and_resolve_references()
   config.num_classes, config.classes = len(space.classes), space.classes
-  config.weights = ""  # the checkpoint has them
-  datasets = {"test": open_test(config, space)} if scored else {}
-  return Experiment(config, method, space, scoring_protocols(config, space), datasets, (), method.predict(config))
+  stages = () if sizes is None else method.stages(config, sizes)
+  maps = method.maps(config) if hasattr(method, "maps") else None
+  protocols = scoring_protocols(config, space)
+  return Experiment(config, method, space, protocols, datasets, stages, method.predict(config), maps)
 
 
 def open_test(config: ml_collections.ConfigDict, space: LabelSpace) -> Any:

@@ -1,4 +1,4 @@
-"""A run's network as one file that needs neither this package nor a config: StableHLO, by `jax.export`.
+"""A run's network for other programs: the whole of it as StableHLO, or its backbone's weights.
 
     python -m jax_uda.export --workdir DIR --out model.stablehlo
 """
@@ -8,49 +8,63 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import safetensors.numpy
 from etils import epath
 from jax import export as jax_export
 
 from jax_uda import commands, evaluate, finished, inference, report
-from jax_uda.data.label_spaces import LabelSpace
-from jax_uda.data.transforms import normalise
 from jax_uda.errors import UserError
 from jax_uda.experiment import reopen
+from jax_uda.models import weights
 from jax_uda.state import State
+from jax_uda.trained import MULTIPLE
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-MULTIPLE = 32  # pixels: no network here has a larger stride, so each of its maps of such an image is whole
-HELP = """\
-Writes the network of a run as one file that runs without this package: StableHLO, read by jax.export.deserialize, for CPU,
-GPU and TPU. The function takes images uint8 [B, H, W, 3], RGB, and gives train ids uint8 [B, H, W]. B is free; so are H, W,
-multiples of 32, unless --size fixes them. Beside it, FILE.json says which classes and colours the ids are, and at what size
-the network has seen images.
+HELP = f"""\
+Writes the network of a run for other programs, in a format that the name of --out tells.
 
   python -m jax_uda.export --workdir runs/demo --out demo.stablehlo
+  python -m jax_uda.export --workdir runs/demo --out encoder.safetensors
+
+FILE.safetensors has the backbone's weights by torchvision's names (ResNet-18, -50, -101, VGG16), for PyTorch.
+
+Any other name: the whole network as StableHLO, for CPU, GPU and TPU. jax.export.deserialize reads it without this package;
+with it, python -m jax_uda.predict --model does. The function takes images uint8 [B, H, W, 3], RGB, and how much of each is
+image, int32 [B, 2], what lies below and to the right of that being padding. It gives train ids uint8 [B, H, W], and
+log-probabilities float16 [B, h, w, C], as small as the network has them. B is free; so are H and W, multiples of
+{MULTIPLE}, unless --size fixes them. FILE.json says which classes and colours the ids are, and at what size the network has
+learnt.
 """
 
 
-def segment(predict: Callable, state: State, images: jax.Array) -> jax.Array:
-  """Train ids uint8 [B, H, W] of images uint8 [B, H, W, 3], H and W multiples of `MULTIPLE` and free when traced."""
+def segment(predict: Callable, state: State, images: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Train ids uint8 [B, H, W] and low-resolution log-probabilities float16 [B, h, w, C].
+
+  Args:
+    predict: a method's.
+    images: uint8 [B, H, W, 3]; where H and W are free, they are multiples of `MULTIPLE`.
+    sizes: int32 [B, 2], the pixels that are image and not padding.
+  """
   small = jax.eval_shape(predict, state, jax.ShapeDtypeStruct((1, MULTIPLE, MULTIPLE, 3), jnp.float32))
   cell = (inference.stride((MULTIPLE, MULTIPLE), small.shape[1:3]),) * 2
-  low = inference.log_probabilities(predict(state, normalise(images)))
+  low = inference.low_outputs(predict)(state, images, sizes)
   scores = jax.vmap(lambda x: inference.upsample(jnp.exp(x.astype(jnp.float32)), images.shape[1:3], cell))(low)
-  return inference.most_likely(scores)
+  return inference.most_likely(scores), low
 
 
 def exported(predict: Callable, state: State, size: tuple[int, int] | None) -> bytes:
   """`segment`, the state inside it, as a file's content; for images of one size, or of any."""
   height, width = size or (f"{MULTIPLE}*h", f"{MULTIPLE}*w")
   shape = jax_export.symbolic_shape(f"b, {height}, {width}, 3")
-  function = jax.jit(lambda images: segment(predict, state, images))
-  return bytes(jax_export.export(function, platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8)).serialize())
+  images, sizes = jax.ShapeDtypeStruct(shape, jnp.uint8), jax.ShapeDtypeStruct((shape[0], 2), jnp.int32)
+  function = jax.jit(lambda images, sizes: segment(predict, state, images, sizes))
+  return bytes(jax_export.export(function, platforms=PLATFORMS)(images, sizes).serialize())
 
 
 def export(
   workdir: epath.PathLike, out: epath.PathLike, stage: str = "", size: tuple[int, int] | None = None
 ) -> None:
-  """Writes the network of a run as `out`, and what its ids mean as `out`.json.
+  """Writes the network of a run as `out`, and what its ids mean as `out`.json; or, as .safetensors, its backbone's weights.
 
   Args:
     workdir: the run's.
@@ -59,18 +73,20 @@ def export(
     size: (H, W) of the images; None: any multiples of `MULTIPLE`.
 
   Raises:
-    UserError: there is no such run or stage, or the size is no multiple of `MULTIPLE`.
+    UserError: there is no such run or stage, or its backbone has no names in torchvision.
   """
-  if size and any(n % MULTIPLE for n in size):
-    raise UserError(f"--size: {size[0]}x{size[1]} will not do; give multiples of {MULTIPLE}")
   workdir, out = epath.Path(workdir), epath.Path(out)
   experiment = reopen(*finished.read_config(workdir), scored=False)
   name, place = finished.find_stage(workdir, stage)
   state = jax.device_get(finished.restore(workdir, experiment, place))
+  if out.suffix == ".safetensors":
+    arrays = weights.torchvision_arrays(state.networks["segmenter"].variables)
+    report.write_atomically(out, safetensors.numpy.save(arrays))
+    return
   report.write_atomically(out, exported(experiment.predict, state, size))
-  space: LabelSpace = experiment.space
-  meaning = {"classes": space.classes, "colors": space.colors, "stage": name, "size": size}
-  report.write_json(epath.Path(f"{out}.json"), meaning | {"canvas": tuple(experiment.config.canvas)})
+  space, canvas = experiment.space, tuple(experiment.config.canvas)
+  meaning = {"classes": space.classes, "colors": space.colors, "stage": name, "size": size, "canvas": canvas}
+  report.write_json(epath.Path(f"{out}.json"), meaning)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,13 +95,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--workdir", required=True, metavar="DIR", help="of the run")
   parser.add_argument("--out", required=True, metavar="FILE", help="what is written")
   parser.add_argument("--stage", default="", metavar="NAME", help="at whose end; without it the last one")
-  parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="of the images; without it any multiples of 32")
-  flags, _ = commands.parse(parser, argv)
+  parser.add_argument("--size", metavar="HEIGHTxWIDTH", help=f"of the images; without it any multiples of {MULTIPLE}")
+  flags, overrides = commands.parse(parser, argv)
 
   def action() -> None:
+    finished.check_settable(overrides, ())
     size = evaluate.parse_size(flags.size, "--size") if flags.size else None
+    if size and epath.Path(flags.out).suffix == ".safetensors":
+      raise UserError("--size: weights have none; leave it out")
     export(flags.workdir, flags.out, flags.stage, size)
-    print(f"{flags.out} holds the network, {flags.out}.json what its ids mean")
+    beside = f"{flags.out}.json what its ids mean"
+    weights_alone = epath.Path(flags.out).suffix == ".safetensors"
+    print(f"{flags.out} holds {'the weights of the backbone' if weights_alone else f'the network, {beside}'}")
 
   return commands.exit_status(action, flags, goes_on=False)
 

@@ -15,16 +15,28 @@ from jax_uda.experiment import Experiment
 from jax_uda.state import State
 
 
-def read_config(workdir: epath.Path, overrides: Sequence[str] = ()) -> tuple[ml_collections.ConfigDict, LabelSpace]:
+def check_settable(overrides: Sequence[str], settable: Sequence[str]) -> None:
+  """Raises `UserError` for a `field=value` that is not `settable`: names of fields, or `part.` for all of a part."""
+  for field in (override.partition("=")[0] for override in overrides):
+    if not any(field == one or (one.endswith(".") and field.startswith(one)) for one in settable):
+      known = ", ".join(f"{one}FIELD" if one.endswith(".") else one for one in settable)
+      raise UserError(f"--config.{field}: the run is over; {f'what can be set is {known}' if known else 'leave it out'}")
+
+
+def read_config(
+  workdir: epath.Path, overrides: Sequence[str] = (), settable: Sequence[str] = ()
+) -> tuple[ml_collections.ConfigDict, LabelSpace]:
   """The config of a run, with fields that it lacks as they are by default, and what its network predicts.
 
   Args:
     workdir: the run's.
     overrides: `field=value`, each.
+    settable: see `check_settable`.
 
   Raises:
-    UserError: there is no run with a finished stage, or no such field.
+    UserError: there is no run with a finished stage, or no such field, or it is not settable.
   """
+  check_settable(overrides, settable)
   for file in ("config.json", "results.json"):
     if not (workdir / file).exists():
       raise UserError(f"--workdir: {workdir} holds no run with a finished stage ({file} is missing); name a run's folder")

@@ -263,14 +263,20 @@ def _drawn(assemble: Callable, pictures: tuple[tuple[str, Callable], ...], canva
 
 
 @functools.cache
-def predictor(predict: Callable, mirrored: bool = False) -> Callable:
-  """`(state, batch) -> float16 log-probabilities [B, h, w, C]` of a batch's whole images, or of their mirror images."""
+def low_outputs(predict: Callable) -> Callable:
+  """(state, images uint8 [B, H, W, 3], sizes int32 [B, 2]) -> float16 log-probabilities [B, h, w, C].
 
+  Args:
+    predict: a method's, (state, normalised images) -> logits; what is made of it is made once, so that it compiles once.
+  """
+  return lambda state, images, sizes: log_probabilities(predict(state, prepare(images, sizes)))
+
+
+@functools.cache
+def _looker(low: Callable, mirrored: bool) -> Callable:
   def run(state, batch):
-    images = batch["image"]
-    if mirrored:
-      images = jax.vmap(mirror)(images, batch["size"][:, 1])
-    return log_probabilities(predict(state, prepare(images, batch["size"])))
+    images, sizes = batch["image"], batch["size"]
+    return low(state, jax.vmap(mirror)(images, sizes[:, 1]) if mirrored else images, sizes)
 
   mapped = parallel.per_example(run)
   return lambda state, batch: mapped(state, {name: batch[name] for name in ("image", "size")})
@@ -311,16 +317,16 @@ def mirror(canvas: jax.Array, width: jax.Array) -> jax.Array:
   return canvas[:, (width - 1 - jnp.arange(canvas.shape[1])) % canvas.shape[1]]
 
 
-def make_views(predict: Callable, state: State, batch: Batch, flip: bool) -> Batch:
-  """What the network says of a batch of canvases: pytree [B, …] of views.
+def make_views(low: Callable, state: Any, batch: Batch, flip: bool) -> Batch:
+  """What the network says of a batch of canvases, by what `low_outputs` gives: pytree [B, …] of views.
 
   A view is {"low" float16 [h, w, C], "stride" [], "size" [2], the pixels of the canvas that are image}; with `flip` also
   "mirrored", what `low` is, of the mirror image.
   """
-  low = predictor(predict)(state, batch)
-  pixels = np.full(len(low), stride(batch["image"].shape[1:3], low.shape[1:3]), np.int32)
-  found = {"low": low, "stride": pixels, "size": batch["size"]}
-  return {**found, "mirrored": predictor(predict, mirrored=True)(state, batch)} if flip else found
+  seen = _looker(low, False)(state, batch)
+  pixels = np.full(len(seen), stride(batch["image"].shape[1:3], seen.shape[1:3]), np.int32)
+  found = {"low": seen, "stride": pixels, "size": batch["size"]}
+  return {**found, "mirrored": _looker(low, True)(state, batch)} if flip else found
 
 
 def look(
@@ -418,12 +424,13 @@ def mean_of_patches(
 
 def predicted_labels(view: Batch, shape: tuple[int, int]) -> np.ndarray:
   """Train ids uint8 [H, W] at any resolution, from one image's view; `shape` = (H, W) has the same field of view."""
-  return np.asarray(most_likely(scores_from_views([view], shape)))[: shape[0], : shape[1]]
+  return np.asarray(most_likely(sum_of_views([view], shape)))[: shape[0], : shape[1]]
 
 
-def scores_from_views(views: Sequence[Batch], size: tuple[int, int]) -> jax.Array:
-  """Mean softmax of one image's views at any `size` = (H, W): float32 [*rounded_up(size), C], to be cropped."""
-  return sum_of_views(views, size) / len(views)
+@jax.jit
+def probabilities(scores: jax.Array) -> jax.Array:
+  """The mean softmax [..., C], from what is in proportion to it; 0 where that is 0."""
+  return scores / jnp.maximum(scores.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
 
 
 @jax.jit
@@ -453,18 +460,18 @@ def windows(image: np.ndarray, window: tuple[int, int]) -> tuple[Batch, np.ndarr
   return {name: np.stack([one[name] for one in cut]) for name in ("image", "size")}, boxes
 
 
-def window_views(predict: Callable, state: State, cut: Batch, batch: int, flip: bool) -> Batch:
+def window_views(low: Callable, state: Any, cut: Batch, batch: int, flip: bool) -> Batch:
   """`make_views` of all windows of an image, so many at a time."""
   num = len(cut["image"])
   rows = [np.minimum(np.arange(start, start + batch), num - 1) for start in range(0, num, batch)]
-  parts = [make_views(predict, state, jax.tree.map(lambda x, rows=some: x[rows], cut), flip) for some in rows]
+  parts = [make_views(low, state, jax.tree.map(lambda x, rows=some: x[rows], cut), flip) for some in rows]
   return jax.tree.map(lambda *x: np.concatenate(x)[:num], *parts)
 
 
 def scores_from_windows(
   views: Batch, boxes: np.ndarray, window: tuple[int, int], image: tuple[int, int], size: tuple[int, int]
 ) -> jax.Array:
-  """Mean softmax of one image's windows; otherwise as `scores_from_views`.
+  """Mean softmax of one image's windows; otherwise as `sum_of_views`.
 
   Args:
     views: [K, …].

@@ -1,7 +1,6 @@
 """Pictures of a few target images after every stage, from which the report is made."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import jax
@@ -10,7 +9,7 @@ from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jax_uda import inference, parallel, report
+from jax_uda import inference, parallel, report, trained
 from jax_uda.data import pipeline
 from jax_uda.experiment import Experiment
 from jax_uda.state import Stage, State
@@ -23,17 +22,17 @@ def draw(experiment: Experiment, workdir: epath.Path, stage: Stage, state: State
   """Writes `config.pictures` images spread over the target, their truth where there is one, and their predictions.
 
   As `pictures/{image, truth, <stage>}/<image id>.png`, at the size that the canvas gave the image; truth and predictions
-  hold train ids. The stage's maps go to `pictures/maps/<name>/<stage>/<image id>.png`, from black, 0, to white, 1.
+  hold train ids. The method's maps go to `pictures/maps/<name>/<stage>/<image id>.png`, from black, 0, to white, 1.
   """
   config, target = experiment.config, experiment.datasets["target_truth"]
   indices = spread(len(target), config.pictures)
   batches = pipeline.eval_batches(
     target, parallel.num_devices(), tuple(config.canvas), threads=config.threads, indices=indices
   )
-  folder = workdir / "pictures"
+  folder, network = workdir / "pictures", trained.of(experiment, state)
   for batch in batches:
-    views = inference.make_views(experiment.predict, state, batch, flip=False)
-    maps = _mapper(stage.maps)(state, {name: batch[name] for name in ("image", "size")}) if stage.maps else {}
+    views = inference.make_views(network.low, state, batch, flip=False)
+    maps = trained.draw_maps(network, batch)
     for i in np.flatnonzero(batch["valid"]):
       height, width = batch["size"][i]
       name = f"{batch['id'][i]}.png"
@@ -65,11 +64,6 @@ def write_maps(workdir: epath.Path, stage: str, found: Mapping[str, Mapping[str,
 def grey(values: np.ndarray) -> np.ndarray:
   """A map of 0..1 as uint8, from black, 0, to white, 1."""
   return np.rint(255 * values).astype(np.uint8)
-
-
-@functools.cache
-def _mapper(maps: Callable) -> Callable:
-  return parallel.per_example(lambda state, batch: maps(state, inference.prepare(batch["image"], batch["size"])))
 
 
 def heat_maps(values: np.ndarray, names: Sequence[str]) -> np.ndarray:

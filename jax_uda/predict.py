@@ -1,4 +1,4 @@
-"""Labels for images of one's own, by the network of a run.
+"""Labels for images of one's own, by the network of a run or of an exported file.
 
     python -m jax_uda.predict --workdir DIR --images PATH… --out DIR
 """
@@ -8,8 +8,7 @@ import glob
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -17,56 +16,34 @@ import jax
 import numpy as np
 from etils import epath
 
-from jax_uda import commands, evaluate, finished, inference, report
+from jax_uda import commands, evaluate, inference, report, trained
 from jax_uda.bad_images import BadImages, Tolerant
 from jax_uda.data import transforms
 from jax_uda.data.label_spaces import LabelSpace, colorize
-from jax_uda.data.sources import decode_image
+from jax_uda.data.sources import FileSource, decode_image
 from jax_uda.errors import UserError
-from jax_uda.evaluate import Manner, Prediction
-from jax_uda.experiment import Experiment, reopen
 from jax_uda.pictures import grey, write_png
-from jax_uda.state import State
 from jax_uda.stopping import StopSignal
+from jax_uda.trained import WHOLE_ONCE, Manner, Prediction, TrainedNetwork
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-SETTABLE = ("eval_batch", "threads")
 KINDS = ("labels", "colors", "overlays")
 OVERLAY = 0.5  # how much of it is colour
 HELP = f"""\
-Segments images by the network of a run: train ids, colours, and these over the image, each a PNG of the image's size.
+Segments images by the network of a run, or of a file that jax_uda.export wrote: train ids, colours, and these over the
+image, each a PNG of the image's size.
 
   python -m jax_uda.predict --workdir runs/demo --images photos --out predictions
   python -m jax_uda.predict --workdir runs/mlsl_gta --images 'frames/*.jpg' night.png --out night --sliding 512x1024 --flip
+  python -m jax_uda.predict --model demo.stablehlo --images photos --out predictions
 
 Images are files ({', '.join(SUFFIXES)}), folders with all that lie below them, and patterns; they are turned as their EXIF
 says. One that cannot be read is passed over, and named at the end. NAME becomes `DIR/{{labels,colors,overlays}}/NAME.png`;
 below a folder that was named, it keeps its subfolders. `DIR/classes.json` has the classes in the order of ids.
 
-Maps (--maps) are of the confidence, the highest mean softmax; and of where the decoders of the curriculum agree on the
-whole image, whatever --scales, --flip and --sliding say.
+Maps (--maps) are of the confidence, the highest mean softmax; and, of a run, of what else its method draws (where the
+decoders of the curriculum agree) of the whole image, whatever --scales, --flip and --sliding say.
 """
-
-
-@dataclass(frozen=True)
-class Files:
-  """Images as a source without labels."""
-
-  names: tuple[str, ...]
-  paths: tuple[epath.Path, ...]
-  label_space: None = None
-
-  def __len__(self) -> int:
-    return len(self.paths)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    """Raises UserError where the image cannot be read."""
-    path = self.paths[index]
-    try:
-      content = path.read_bytes()
-    except OSError as error:
-      raise UserError(f"unreadable image: {path}: {error.strerror or error}; check the file") from error
-    return {"id": self.names[index], "image": decode_image(content, path)}
 
 
 def find_images(wanted: Iterable[str]) -> dict[str, epath.Path]:
@@ -117,60 +94,59 @@ def _below(folder: epath.Path) -> Iterator[epath.Path]:
       yield path
 
 
+def open_images(wanted: Iterable[str]) -> FileSource:
+  """The images of `find_images` as a source without labels, its ids their names."""
+  found = find_images(wanted)
+  return FileSource("images", None, tuple(found), tuple(found.values()), (), None)
+
+
 def predict(
-  workdir: epath.PathLike,
+  origin: epath.PathLike,
   images: Iterable[str],
   out: epath.PathLike,
   stage: str = "",
-  manner: Manner = evaluate.WHOLE_ONCE,
+  manner: Manner = WHOLE_ONCE,
   maps: bool = False,
   overrides: Sequence[str] = (),
 ) -> list[str]:
-  """Writes what a run's network says of images.
+  """Writes what a network says of images.
 
   Args:
-    workdir: the run's.
+    origin: the workdir of a run, or an exported file.
     images: see `find_images`.
     out: the folder for `{labels,colors,overlays}/<name>.png`.
-    stage: at whose end; empty: the last one finished.
+    stage: at whose end, of a run; empty: the last one finished.
     manner: how the images are shown to the network.
     maps: also `maps/<what>/<name>.png`, from black, 0, to white, 1: the confidence (the highest softmax), and what else
-      the method draws, such as where decoders agree.
-    overrides: `field=value` of the config, each of `SETTABLE`.
+      the method of a run draws, such as where decoders agree.
+    overrides: `field=value` of the config, each of `trained.SETTABLE`.
 
   Returns:
     What there is to say of images that could not be read.
 
   Raises:
-    UserError: there is no run, stage or image, or there is not enough memory.
+    UserError: there is no run, file, stage or image, or there is not enough memory.
   """
-  workdir, out = epath.Path(workdir), epath.Path(out)
-  for field in (override.partition("=")[0] for override in overrides):
-    if field not in SETTABLE:
-      raise UserError(f"--config.{field}: the run is over; set {' or '.join(SETTABLE)}")
-  experiment = reopen(*finished.read_config(workdir, overrides), scored=False)
-  name, place = finished.find_stage(workdir, stage)
-  found = find_images(images)
-  files = Files(tuple(found), tuple(found.values()))
-  _claim(out, {"workdir": str(workdir), "stage": name, **dataclasses.asdict(manner)})
-  bad = BadImages(out / "unreadable.json", len(files))
+  out = epath.Path(out)
+  network, source = trained.load(origin, stage, overrides), open_images(images)
+  _claim(out, {"origin": str(origin), "stage": network.stage, **dataclasses.asdict(manner)})
+  bad = BadImages(out / "unreadable.json", len(source))
   bad.path.unlink(missing_ok=True)
-  report.write_classes(out, experiment.space)
-  draw = _drawer(experiment) if maps else None
+  report.write_classes(out, network.space)
+  files = dict(zip(source.ids, source.images, strict=True))
   try:
-    state = finished.restore(workdir, experiment, place)
-    with StopSignal() as stop, report.Progress(f"{name} · predicting", len(files), "images") as bar:
-      for predicted in evaluate.predictions(experiment, state, Tolerant(files, bad), manner):
-        image = decode_image(found[predicted.id].read_bytes(), found[predicted.id])
-        write(out, predicted, image, experiment.space)
-        for what, values in (draw(state, predicted, image).items() if draw else ()):
+    with StopSignal() as stop, report.Progress(f"{network.stage} · predicting", len(source), "images") as bar:
+      for predicted in trained.predictions(network, Tolerant(source, bad), manner):
+        image = decode_image(files[predicted.id].read_bytes(), files[predicted.id])
+        write(out, predicted, image, network.space)
+        for what, values in (_maps(network, predicted, image).items() if maps else ()):
           write_png(out / "maps" / what / f"{predicted.id}.png", grey(values))
         bar.update(1)
         stop.check()
   except (jax.errors.JaxRuntimeError, MemoryError) as error:
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    fewer = f"--config.eval_batch={experiment.config.eval_batch}, " if experiment.config.eval_batch > 1 else ""
+    fewer = f"--config.eval_batch={network.batch}, " if network.batch > 1 else ""
     raise UserError(
       f"out of memory; turn down {fewer}{'--sliding' if manner.window else '--scales'}, or give smaller images, as scores "
       "are computed at an image's own size"
@@ -196,28 +172,23 @@ def write(out: epath.Path, predicted: Prediction, image: np.ndarray, space: Labe
     write_png(out / what / f"{predicted.id}.png", picture)
 
 
-def _drawer(experiment: Experiment) -> Callable[[State, Prediction, np.ndarray], dict[str, np.ndarray]]:
-  """(state, prediction, its image) -> {what: float [H, W] in 0..1}: the confidence, and the method's maps, if any."""
-  canvas = tuple(experiment.config.canvas)
-  others = getattr(experiment.method, "maps", lambda config: None)(experiment.config)
-  run = jax.jit(lambda state, image, size: others(state, inference.prepare(image, size))) if others else lambda *_: {}
-
-  def draw(state: State, predicted: Prediction, image: np.ndarray) -> dict[str, np.ndarray]:
-    height, width = predicted.size
-    maps = {"confidence": np.asarray(predicted.scores(predicted.size).max(-1))[:height, :width]}
-    seen = transforms.fit(image, None, canvas)
-    rows, columns = seen["size"]
-    for what, values in run(state, seen["image"][None], seen["size"][None]).items():
-      maps[what] = cv2.resize(np.asarray(values[0])[:rows, :columns], (width, height), interpolation=cv2.INTER_LINEAR)
-    return maps
-
-  return draw
+def _maps(network: TrainedNetwork, predicted: Prediction, image: np.ndarray) -> dict[str, np.ndarray]:
+  """{what: float [H, W] in 0..1} of an image: the confidence, and the method's maps, if any."""
+  height, width = predicted.size
+  found = {"confidence": np.asarray(inference.probabilities(predicted.scores(predicted.size)).max(-1))[:height, :width]}
+  seen = transforms.fit(image, None, network.canvas)
+  rows, columns = seen["size"]
+  for what, values in trained.draw_maps(network, {name: seen[name][None] for name in ("image", "size")}).items():
+    found[what] = cv2.resize(values[0, :rows, :columns], (width, height), interpolation=cv2.INTER_LINEAR)
+  return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Predicts, says what could not be read, and returns the exit status."""
   parser = commands.parser("predict", HELP)
-  parser.add_argument("--workdir", required=True, metavar="DIR", help="of the run")
+  origin = parser.add_mutually_exclusive_group(required=True)
+  origin.add_argument("--workdir", metavar="DIR", help="of the run")
+  origin.add_argument("--model", metavar="FILE", help="of jax_uda.export, in place of a run")
   parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="files, folders, or patterns in quotes")
   parser.add_argument("--out", required=True, metavar="DIR", help="where predictions go")
   parser.add_argument("--stage", default="", metavar="NAME", help="at whose end; without it the last one")
@@ -227,10 +198,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   def action() -> None:
     manner = evaluate.manner_of(flags)
-    unread = predict(flags.workdir, flags.images, flags.out, flags.stage, manner, flags.maps, overrides)
+    origin = flags.workdir or flags.model
+    if not epath.Path(origin).exists():
+      raise UserError(f"{'--workdir' if flags.workdir else '--model'}: {origin} is not there; check the path")
+    if flags.model and epath.Path(origin).is_dir():
+      raise UserError(f"--model: {origin} is a folder; name a file of jax_uda.export, or a run by --workdir")
+    unread = predict(origin, flags.images, flags.out, flags.stage, manner, flags.maps, overrides)
     print(f"predictions are in {flags.out}")
     if unread:
-      print(f"{len(unread)} passed over, see {flags.out}/unreadable.json: {'; '.join(unread)}")
+      print(f"{len(unread)} could not be read, see {flags.out}/unreadable.json: {'; '.join(unread)}")
 
   return commands.exit_status(action, flags, goes_on=False)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from jax_uda import evaluate, inference, labelling, parallel, pictures, report, training
+from jax_uda import evaluate, inference, labelling, parallel, pictures, report, trained, training
 from jax_uda.checkpoint import Checkpoints, take_networks
 from jax_uda.errors import UserError
 from jax_uda.experiment import Experiment, differences, open_experiment, refuse_other_run, source_settings, tolerant
@@ -146,8 +146,8 @@ def score(
   confusion = None
   if "test" in experiment.datasets:
     scales = inference.parse_scales(config.eval_scales, "config.eval_scales")
-    manner = evaluate.Manner(scales, config.eval_flip)
-    confusion = evaluate.score(experiment, state, experiment.datasets["test"], f"{stage.name} · scoring", stop, manner)
+    manner, network = trained.Manner(scales, config.eval_flip), trained.of(experiment, state)
+    confusion = evaluate.score(network, experiment.datasets["test"], f"{stage.name} · scoring", stop, manner)
   if confusion is not None:
     evaluate.write_confusion(workdir, stage.name, confusion, experiment.space)
   pictures.draw(experiment, workdir, stage, state)

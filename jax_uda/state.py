@@ -7,6 +7,8 @@ A method is a module in `jax_uda/methods` with
     predict(config) -> (state, images float32 [B, H, W, 3]) -> logits float32 [B, h, w, C], each a cell of s × s
                                                  pixels, s a power of two
     stages(config, sizes) -> Sequence[Stage]     sizes: number of images by data set
+    maps(config) -> (state, normalised images float32 [B, H, W, 3]) -> {what: float [B, H, W] in 0..1}
+                                                 what else to draw of images; a method may leave it out
 
 and the run walks its stages: label the target if the stage says so, `begin`, train, score. Data sets are called
 `source`, `target` (carrying the current pseudo-labels, where the stage makes some: of the images that it trains on),
@@ -133,8 +135,6 @@ class Stage:
     begin: (state, key) -> state: new optimizer, hyper, or a fresh start.
     pick: step number -> name in `steps`; pure, so that resuming needs no memory.
     labelling: run before `begin`, on the state that the stage before left.
-    maps: (state, normalised images float32 [B, H, W, 3]) -> {name: float [B, H, W] in 0..1}: what else to draw of the
-      target at the stage's end.
     warnings: (the lines of metrics.jsonl so far) -> what to tell the user; each line is printed once.
   """
 
@@ -145,5 +145,4 @@ class Stage:
   begin: Callable
   pick: Callable[[int], str]
   labelling: Labelling | None = None
-  maps: Callable | None = None
   warnings: Callable = lambda records: ()

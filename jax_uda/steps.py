@@ -39,9 +39,6 @@ def first_network(config: ConfigDict, model: nn.Module, optimizer: optax.Gradien
     flat = traverse_util.flatten_dict(known)
     initial = weights.listing(".".join(path[1:]) for path, x in flat.items() if isinstance(x, jax.ShapeDtypeStruct))
     print(f"weights: {len(found.loaded)} tensors from {config.weights}; left at random: {initial or 'none'}")
-    for fault, names in (("missing", found.missing), ("of another shape", [name for name, *_ in found.mismatched])):
-      for name in names:
-        print(f"weights: {fault} in the file: {name}")
   variables = jax.tree.map(lambda x, y: y if isinstance(x, jax.ShapeDtypeStruct) else x, known, jax.jit(make)())
   return optimizers.make_network(variables, optimizer)
 

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 import pytest
 
-from jax_uda import experiment
+from jax_uda import experiment, export, run
 from tests.tiny import tiny
 
 # Many tests trace the same step anew; only the first of them, in whatever process, is to compile it.
@@ -46,7 +46,7 @@ def forget_compiled_functions():
 
 
 # The one with the largest network comes last: what methods share is then tested on a smaller one.
-@pytest.fixture(params=sorted(experiment.method_names(), reverse=True))
+@pytest.fixture(params=experiment.method_names()[::-1])
 def tiny_config(request) -> ml_collections.ConfigDict:
   """For every method that there is, one of its configs, made tiny."""
   return tiny(request.param)
@@ -56,3 +56,23 @@ def tiny_config(request) -> ml_collections.ConfigDict:
 def mlsl_config() -> ml_collections.ConfigDict:
   """MLSL, tiny; not to be changed."""
   return tiny("mlsl")
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory):
+  """Of a run of one step, whose network has two decoders."""
+  config = tiny("curriculum")
+  config.mode, config.test.kind = "source_only", ""
+  config.source_training.update({"steps": 1, "epochs": 0})
+  config.curriculum.update({"epochs": 0, "statistics_steps": 0})
+  workdir = tmp_path_factory.mktemp("run")
+  run.run(config, workdir)
+  return workdir
+
+
+@pytest.fixture(scope="session")
+def exported(workdir, tmp_path_factory):
+  """Its network as a file for images of any size."""
+  path = tmp_path_factory.mktemp("exported") / "model.stablehlo"
+  export.export(workdir, path)
+  return path

@@ -11,7 +11,7 @@ if __name__ == "__main__":
   if count > 1:
     jax.distributed.initialize(f"localhost:{port}", count, index)
 
-  from jax_uda import evaluate, experiment, parallel
+  from jax_uda import evaluate, experiment, parallel, trained
   from jax_uda.stopping import StopSignal
   from tests.tiny import tiny
 
@@ -20,6 +20,6 @@ if __name__ == "__main__":
   opened = experiment.open_experiment(config)
   state = parallel.replicate(opened.method.init(opened.config, jax.random.key(0)))
   with StopSignal() as stop:
-    found = evaluate.score(opened, state, opened.datasets["test"], "scoring", stop)
+    found = evaluate.score(trained.of(opened, state), opened.datasets["test"], "scoring", stop)
   big = parallel.sum_over_processes(found * 2**40)  # beyond 32 bits
   print(json.dumps({"confusion": found.tolist(), "big": (big // 2**40).tolist()}))

@@ -15,15 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
-from ml_collections import ConfigDict
 
 from jax_uda import evaluate, experiment, inference, metrics, run
 from jax_uda.data import sources, transforms
 from jax_uda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, LabelSpace, protocol
 from jax_uda.errors import UserError
-from jax_uda.evaluate import Manner
 from jax_uda.stopping import StopSignal
-from tests.tiny import tiny
+from jax_uda.trained import Manner, TrainedNetwork, predictions
+from tests.tiny import picture, tiny
 
 # --- networks that are easy to work by hand ---
 
@@ -68,20 +67,15 @@ class Images:
 
 
 def noise(*sizes: tuple[int, int]) -> list[np.ndarray]:
-  """Images with structure of about the size of a cell."""
-  rng = np.random.default_rng(len(sizes))
-  coarse = [rng.integers(0, 255, (-(-h // 8), -(-w // 8), 3), dtype=np.uint8) for h, w in sizes]
-  return [np.kron(c, np.ones((8, 8, 1), np.uint8))[:h, :w] for c, (h, w) in zip(coarse, sizes, strict=True)]
+  return [picture(*size, seed) for seed, size in enumerate(sizes)]
 
 
-def scorer(predict, canvas=(32, 64)) -> experiment.Experiment:
-  config = ConfigDict({"canvas": canvas, "eval_batch": 1, "threads": 1})
-  space = Images.label_space
-  return experiment.Experiment(config, None, space, [protocol("", space)], {}, (), predict)
+def network_of(predict, canvas=(32, 64)) -> TrainedNetwork:
+  return TrainedNetwork(Images.label_space, "", canvas, inference.low_outputs(predict), STATE, threads=1)
 
 
 def predicted(predict, images, manner, canvas=(32, 64), sizes=None) -> list[np.ndarray]:
-  found = list(evaluate.predictions(scorer(predict, canvas), STATE, Images(images), manner))
+  found = list(predictions(network_of(predict, canvas), Images(images), manner))
   assert [one.size for one in found] == [image.shape[:2] for image in images]
   sizes = sizes or [one.size for one in found]
   return [np.asarray(one.labels(size))[: size[0], : size[1]] for one, size in zip(found, sizes, strict=True)]
@@ -250,7 +244,7 @@ def test_a_label_of_another_resolution_is_scored_at_its_own(manner):
     assert_agree(one, wanted)
   with StopSignal() as stop:
     dataset, kept = Images(images, labels), []
-    found = evaluate.score(scorer(cells, (64, 96)), STATE, dataset, "test", stop, manner, kept.append)
+    found = evaluate.score(network_of(cells, (64, 96)), dataset, "test", stop, manner, kept.append)
   assert metrics.pixel_accuracy(found) == 1 and found.sum() == 128 * 192 + 32 * 48
   assert [one.id for one in kept] == ["image_0", "image_1"]
 

@@ -1,53 +1,44 @@
-"""Networks as files that run without this package."""
+"""Networks for other programs: as files that run without this package, and as weights."""
 
+import dataclasses
 import json
-import subprocess
-import sys
 
-import cv2
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from jax import export as jax_export
 
-from jax_uda import export, inference, predict
+from jax_uda import export, inference, trained
 from jax_uda.data.label_spaces import CITYSCAPES19
-from tests.test_predict import picture, workdir
-
-__all__ = ["workdir"]  # a fixture
-
-ALONE = """
-import sys
-import numpy as np
-from jax import export
-function = export.deserialize(open(sys.argv[1], "rb").read())
-np.save(sys.argv[3], function.call(np.load(sys.argv[2])))
-assert not [name for name in sys.modules if name.startswith(("jax_uda", "flax"))]
-"""
+from jax_uda.models import weights
+from tests.tiny import picture
 
 
-@pytest.mark.parametrize("size", [None, (32, 64)])
-def test_the_file_gives_the_labels_that_predict_gives(workdir, tmp_path, size):
-  images = np.stack([picture(32, 64, seed) for seed in range(3)])
-  (tmp_path / "images").mkdir()
-  for i, image in enumerate(images):
-    cv2.imwrite(str(tmp_path / f"images/{i}.png"), image[..., ::-1])
-  predict.predict(workdir, [str(tmp_path / "images")], tmp_path / "out")
-  expected = [cv2.imread(str(tmp_path / f"out/labels/{i}.png"), -1) for i in range(3)]
-  flags = ["--workdir", str(workdir), "--out", str(tmp_path / "model")]
-  assert export.main([*flags, *(["--size", "32x64"] if size else [])]) == 0
-  np.save(tmp_path / "images.npy", images)
-  paths = [str(tmp_path / name) for name in ("model", "images.npy", "labels.npy")]
-  subprocess.run([sys.executable, "-c", ALONE, *paths], check=True, cwd=tmp_path)
-  found = np.load(tmp_path / "labels.npy")
-  assert found.dtype == np.uint8
-  np.testing.assert_array_equal(found, expected)
-  meaning = json.loads((tmp_path / "model.json").read_text())
+@pytest.mark.parametrize("size", [None, (32, 64), (30, 44)])
+def test_the_file_gives_the_labels_that_the_run_predicts(size, workdir, exported, tmp_path):
+  path = exported
+  if size:
+    path = tmp_path / "model"
+    assert export.main(["--workdir", str(workdir), "--out", str(path), "--size", f"{size[0]}x{size[1]}"]) == 0
+  height, width = size or (32, 64)
+  images = np.stack([picture(height, width, seed) for seed in range(3)])
+  function = jax_export.deserialize(bytearray(path.read_bytes()))
+  labels, low = function.call(images, np.int32(3 * [(height, width)]))
+  assert labels.dtype == np.uint8 and labels.shape == images.shape[:3]
+  assert low.dtype == np.float16 and low.shape == (3, -(-height // 8), -(-width // 8), 19)
+  network = trained.load(workdir)
+  at_once = dataclasses.replace(network, canvas=(height, width))
+  np.testing.assert_array_equal(labels, [at_once.predict(image) for image in images])
+  meaning = json.loads((path.parent / f"{path.name}.json").read_text())
   assert meaning["classes"] == list(CITYSCAPES19.classes) and meaning["colors"][0] == [128, 64, 128]
   assert meaning["canvas"] == [32, 64] and meaning["size"] == (list(size) if size else None)
+  again = trained.load(path)
+  assert (again.space.classes, again.space.colors) == (network.space.classes, network.space.colors)
+  np.testing.assert_array_equal(again.predict(images[0]), (at_once if size else network).predict(images[0]))
 
 
-def test_labels_are_those_of_the_whole_image_at_its_own_size():
+def test_labels_are_those_of_the_image_without_its_padding():
   """Of a made-up network whose logits hang on the colour of each cell of 8 pixels."""
 
   def network(state, images):
@@ -56,33 +47,51 @@ def test_labels_are_those_of_the_whole_image_at_its_own_size():
 
   state = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32)
   function = jax_export.deserialize(bytearray(export.exported(network, state, None)))
-  for size in ((32, 64), (96, 32)):
+  for size, content in (((32, 64), (32, 64)), ((96, 32), (70, 19))):
     image = picture(*size)
-    batch = {"image": np.stack(4 * [image]), "size": np.int32(4 * [size])}  # one a device
-    views = inference.make_views(network, state, batch, flip=False)
-    expected = inference.predicted_labels(jax.tree.map(lambda x: x[0], views), size)
+    sizes = np.int32(4 * [content])  # one a device
+    batch = {"image": np.stack(4 * [image]), "size": sizes}
+    views = inference.make_views(inference.low_outputs(network), state, batch, flip=False)
+    expected = inference.predicted_labels(jax.tree.map(lambda x: x[0], views), content)
     assert len(np.unique(expected)) > 3
-    np.testing.assert_array_equal(function.call(image[None])[0], expected)
+    labels, low = function.call(image[None], sizes[:1])
+    np.testing.assert_array_equal(labels[0, : content[0], : content[1]], expected)
+    np.testing.assert_array_equal(low[0], views["low"][0])
 
 
-def test_any_multiples_of_32_in_batches_of_any_size(workdir, tmp_path):
-  export.export(workdir, tmp_path / "model")
-  function = jax_export.deserialize((tmp_path / "model").read_bytes())
+def test_any_multiples_of_32_in_batches_of_any_size(exported):
+  function = jax_export.deserialize(bytearray(exported.read_bytes()))
   assert function.platforms == ("cpu", "cuda", "tpu")
   for shape in ((1, 64, 32), (2, 96, 160)):
-    assert function.call(np.zeros((*shape, 3), np.uint8)).shape == shape
+    labels, _ = function.call(np.zeros((*shape, 3), np.uint8), np.int32(shape[0] * [shape[1:]]))
+    assert labels.shape == shape
   with pytest.raises(ValueError):
-    function.call(np.zeros((1, 33, 64, 3), np.uint8))
+    function.call(np.zeros((1, 33, 64, 3), np.uint8), np.int32([[33, 64]]))
+
+
+def test_weights_go_out_by_torchvisions_names_and_come_back(workdir, tmp_path):
+  assert export.main(["--workdir", str(workdir), "--out", str(tmp_path / "encoder.safetensors")]) == 0
+  assert not (tmp_path / "encoder.safetensors.json").exists()
+  arrays = safetensors.numpy.load_file(tmp_path / "encoder.safetensors")
+  variables = jax.device_get(trained.load(workdir).state.networks["segmenter"].variables)
+  backbone = variables["params"]["backbone"]
+  np.testing.assert_array_equal(arrays["conv1.weight"], backbone["conv1"]["kernel"].transpose(3, 2, 0, 1))
+  zeros = jax.tree.map(np.zeros_like, variables)
+  back, report = weights.load(str(tmp_path / "encoder.safetensors"), zeros)
+  assert set(report.loaded) == set(arrays) and not report.unused
+  for part in ("params", "batch_stats"):
+    jax.tree.map(np.testing.assert_array_equal, back[part]["backbone"], variables[part]["backbone"])
 
 
 def test_what_a_person_can_mend_is_one_line(workdir, tmp_path, capsys):
   for flags, said in (
     (["--workdir", str(tmp_path)], "holds no run"),
-    (["--workdir", str(workdir), "--size", "30x64"], "--size: 30x64 will not do; give multiples of 32"),
     (["--workdir", str(workdir), "--size", "64"], "--size: '64' will not do"),
     (["--workdir", str(workdir), "--stage", "end"], "no checkpoint of the end of 'end'"),
+    (["--workdir", str(workdir), "--config.seed=1"], "--config.seed: the run is over; leave it out"),
+    (["--workdir", str(workdir), "--size", "64x64", "--out", str(tmp_path / "a.safetensors")], "--size: weights have none"),
   ):
-    assert export.main([*flags, "--out", str(tmp_path / "model")]) == 2
+    assert export.main(["--out", str(tmp_path / "model"), *flags]) == 2
     line = capsys.readouterr().err.strip()
     assert line.startswith("error: ") and said in line and "\n" not in line
-  assert not (tmp_path / "model").exists()
+  assert not list(tmp_path.iterdir())

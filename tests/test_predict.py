@@ -1,6 +1,7 @@
 """Predictions of images of one's own."""
 
 import json
+import shutil
 
 import cv2
 import jax
@@ -8,28 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_uda import evaluate, finished, predict
-from jax_uda import run as run_module
+from jax_uda import predict, trained
 from jax_uda.data.label_spaces import CITYSCAPES19, colorize
 from jax_uda.errors import UserError
-from jax_uda.experiment import reopen
-from tests.test_curriculum import changed
-from tests.tiny import tiny
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-  """Of a run of one step, whose network has two decoders."""
-  short = {"mode": "source_only", "source_training__steps": 1, "source_training__epochs": 0, "curriculum__epochs": 0}
-  config = changed(tiny("curriculum"), **short, curriculum__statistics_steps=0, test__kind="")
-  workdir = tmp_path_factory.mktemp("run")
-  run_module.run(config, workdir)
-  return workdir
-
-
-def picture(height, width, seed=0):
-  coarse = np.random.default_rng(seed).integers(0, 256, (-(-height // 8), -(-width // 8), 3), np.uint8)
-  return np.kron(coarse, np.ones((8, 8, 1), np.uint8))[:height, :width]
+from jax_uda.trained import Manner
+from tests.tiny import picture
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +50,7 @@ def test_a_folder_of_images_of_several_sizes(workdir, folder, tmp_path, capsys):
   status = predict.main(["--workdir", str(workdir), "--images", str(folder), "--out", str(out), "--maps"])
   assert status == 0
   said = capsys.readouterr()
-  assert "1 passed over" in said.out and "torn.png" in said.out and "unreadable image" in said.out
+  assert "1 could not be read" in said.out and "torn.png" in said.out and "unreadable image" in said.out
   assert "predicting" in said.err
   expected = {"labels", "colors", "overlays", "maps/confidence", "maps/agreement"}
   written = {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
@@ -98,16 +82,27 @@ def test_what_is_predicted_does_not_hang_on_the_other_images(workdir, folder, tm
 
 
 def test_windows_and_mirror_images(workdir, folder, tmp_path):
-  """As `evaluate` predicts the same images."""
-  manner = evaluate.Manner(window=(32, 32), flip=True)
+  """As scoring sees the same images."""
+  manner = Manner(window=(32, 32), flip=True)
   assert predict.predict(workdir, [str(folder / "*.png")], tmp_path, manner=manner)[0].count("torn.png") == 1
   assert {path.name for path in (tmp_path / "labels").iterdir()} == {"a.png", "grey.png"}
-  experiment = reopen(*finished.read_config(workdir), scored=False)
-  state = finished.restore(workdir, experiment, finished.find_stage(workdir)[1])
-  source = predict.Files(("a",), (folder / "a.png",))
-  (expected,) = evaluate.predictions(experiment, state, source, manner)
+  (expected,) = trained.predictions(trained.load(workdir), predict.open_images([str(folder / "a.png")]), manner)
   found = cv2.imread(str(tmp_path / "labels/a.png"), -1)
   np.testing.assert_array_equal(found, np.asarray(expected.labels((32, 64)))[:32, :64])
+
+
+@pytest.mark.parametrize("flags", [[], ["--flip", "--scales", "1,2"], ["--sliding", "32x32"]])
+def test_an_exported_file_predicts_what_its_run_does(flags, workdir, exported, folder, tmp_path):
+  for origin in (["--workdir", workdir], ["--model", exported]):
+    flag, path = origin
+    assert predict.main([*map(str, (flag, path, "--images", folder, "--out", tmp_path / flag[2:], "--maps", *flags))]) == 0
+  written = sorted(path.relative_to(tmp_path / "model") for path in (tmp_path / "model").rglob("*.png"))
+  assert {path.parts[0] for path in written} == {"labels", "colors", "overlays", "maps"} and len(written) == 4 * len(SIZES)
+  for path in written:
+    ours, theirs = (cv2.imread(str(tmp_path / origin / path), -1) for origin in ("workdir", "model"))
+    np.testing.assert_array_equal(ours, theirs, err_msg=str(path))
+  made = json.loads((tmp_path / "model/predictions.json").read_text())
+  assert made["stage"] == "source" and made["origin"] == str(exported)
 
 
 def test_names(folder, tmp_path):
@@ -150,17 +145,34 @@ def test_what_a_person_can_mend_is_one_line(workdir, folder, tmp_path, capsys):
   image, out = ["--images", folder / "a.png"], ["--out", tmp_path / "out"]
   assert "holds no run" in one_line(capsys, "--workdir", tmp_path, *image, *out)
   assert "no checkpoint of the end of 'end'" in one_line(capsys, "--workdir", workdir, *image, *out, "--stage", "end")
-  assert "set eval_batch or threads" in one_line(capsys, "--workdir", workdir, *image, *out, "--config.seed=1")
+  assert "what can be set is eval_batch, threads" in one_line(capsys, "--workdir", workdir, *image, *out, "--config.seed=1")
   assert "none of the 1 images" in one_line(capsys, "--workdir", workdir, "--images", folder / "torn.png", *out)
   assert "leave out --scales" in one_line(
     capsys, "--workdir", workdir, *image, *out, "--scales", "0.5", "--sliding", "32x32"
   )
 
 
+def test_an_exported_file_that_will_not_do_is_one_line(exported, folder, tmp_path, capsys):
+  there = ["--images", folder / "a.png", "--out", tmp_path / "out"]
+  (tmp_path / "torn").write_bytes(exported.read_bytes()[:999])
+  shutil.copy(f"{exported}.json", tmp_path / "torn.json")
+  (tmp_path / "alone").write_bytes(exported.read_bytes())
+  for flags, said in (
+    (["--model", tmp_path / "absent"], "absent is not there; check the path"),
+    (["--model", tmp_path], "is a folder"),
+    (["--model", tmp_path / "torn"], "torn is damaged or no file of jax_uda.export"),
+    (["--model", tmp_path / "alone"], "alone.json is not there"),
+    (["--model", exported, "--stage", "source"], "holds one network"),
+    (["--model", exported, "--sliding", "30x32"], "looks at multiples of 32 pixels, not 30x32"),
+    (["--model", exported, "--config.seed=1"], "what can be set is eval_batch, threads"),
+  ):
+    assert said in one_line(capsys, *flags, *there)
+
+
 def test_too_little_memory_is_told_in_one_line(workdir, folder, tmp_path, capsys, monkeypatch):
   def full(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
 
-  monkeypatch.setattr(evaluate, "predictions", full)
+  monkeypatch.setattr(trained, "predictions", full)
   said = one_line(capsys, "--workdir", workdir, "--images", folder, "--out", tmp_path)
   assert "out of memory; turn down --scales, or give smaller images" in said

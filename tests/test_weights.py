@@ -120,9 +120,9 @@ def test_what_does_not_fit_is_one_error(variables, arrays, file):
     load(path, variables)
   assert_one_line(
     error, path,
-    "2 missing from the file: bn1.running_mean, layer4.1.conv2.weight;",
-    "2 of another shape: layer2.0.conv1.weight (file (8, 5, 3, 3), network (8, 4, 3, 3)), "
-    "layer3.0.bn1.bias (file (16, 1), network (16,));",
+    "2 missing there: bn1.running_mean, layer4.1.conv2.weight;",
+    "2 of another shape: layer2.0.conv1.weight (there (8, 5, 3, 3), here (8, 4, 3, 3)), "
+    "layer3.0.bn1.bias (there (16, 1), here (16,));",
     "1 unknown: layer1.2.conv1.weight;",
     "--config.weights_partial=True",
   )  # fmt: skip
@@ -144,9 +144,9 @@ def test_a_long_list_of_names_is_cut_with_its_count_and_printed_whole(variables,
   only = {name: arrays[name] for name in ("conv1.weight", "bn1.bias")}
   with pytest.raises(UserError) as error:
     load(save(file, only), variables)
-  assert_one_line(error, "98 missing from the file: bn1.running_mean, ", " and 78 more;")
+  assert_one_line(error, "98 missing there: bn1.running_mean, ", " and 78 more;")
   assert len(str(error.value)) < 1000
-  assert capsys.readouterr().out.count("missing from the file: ") == 98
+  assert capsys.readouterr().out.count("missing there: ") == 98
 
 
 @pytest.mark.parametrize("partial", [False, True])
@@ -236,7 +236,7 @@ def test_vgg16s_fully_connected_layers_become_convolutions(file):
     load(save(file, arrays), variables)
   arrays["classifier.0.weight"] = arrays["classifier.0.weight"].T
   del arrays["classifier.3.weight"]
-  with pytest.raises(UserError, match=r"1 missing from the file: classifier\.3\.weight"):
+  with pytest.raises(UserError, match=r"1 missing there: classifier\.3\.weight"):
     load(save(file, arrays), variables)
 
 
@@ -375,8 +375,8 @@ def test_renamed_arrays_and_other_networks_are_one_report(resnet38, variables, t
   with pytest.raises(UserError) as error:
     load(str(path), resnet38)
   assert_one_line(
-    error, str(path), "1 missing from the file: bn5a_branch2a_gamma;", "1 unknown: bn5a_branch2a_g;",
-    "1 of another shape: res6a_branch1_weight (file (128, 5, 1, 1), network (128, 64, 1, 1));",
+    error, str(path), "1 missing there: bn5a_branch2a_gamma;", "1 unknown: bn5a_branch2a_g;",
+    "1 of another shape: res6a_branch1_weight (there (128, 5, 1, 1), here (128, 64, 1, 1));",
   )  # fmt: skip
   with pytest.raises(UserError, match=r"nothing in the weights .* torchvision's names"):
     load(str(path), variables)

@@ -3,6 +3,7 @@
 import math
 
 import ml_collections
+import numpy as np
 
 from jax_uda.config import known_configs, load_config
 
@@ -66,3 +67,9 @@ def tiny(method: str) -> ml_collections.ConfigDict:
   configs = [config for config in map(load_config, known_configs()) if config.method == method]
   assert configs, f"configs/ holds no config of the method {method}"
   return shrink(min(configs, key=lambda config: math.prod(config.canvas)))
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+  """An image with structure of about the size of a cell."""
+  coarse = np.random.default_rng(seed).integers(0, 256, (-(-height // 8), -(-width // 8), 3), np.uint8)
+  return np.kron(coarse, np.ones((8, 8, 1), np.uint8))[:height, :width]

@@ -20,7 +20,6 @@ The rungs of the paper's ladder are fields of `config.curriculum`: `class_weight
 `hard_mining`; `config.mode` is adapt, source_only (gamma is 1) or oracle (gamma is 0, with true labels).
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -97,12 +96,11 @@ def stages(config: ConfigDict, sizes: Mapping[str, int]) -> Sequence[Stage]:
   result += _parts(config, sizes, players, kinds)
   if not result:
     raise UserError("config.curriculum.epochs is 0 and there is no source_training; set one of them")
-  drawn = maps(config)  # one for all, as it compiles once for each
-  return [dataclasses.replace(stage, maps=drawn) for stage in result]
+  return result
 
 
 def maps(config: ConfigDict) -> Callable:
-  """Where decoders agree, see `Stage.maps`."""
+  """(state, normalised images) -> where decoders agree."""
   return functools.partial(agreement_map, model=segmenter(config))
 
 

@@ -6,7 +6,7 @@ A network has a table that says what each of its arrays is called over there: `{
 import io
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,16 +128,7 @@ def load(path: str, variables: Variables, partial: bool = False) -> tuple[Variab
       f"nothing in the weights {path} fits this network; expected {whose} names of its backbone, and its width"
     )
   unknown = [name for name in report.unused if not LEFT_OUT.fullmatch(name)]
-  if not partial and (report.missing or report.mismatched or unknown):
-    other_shapes = [f"{name} (file {there}, network {here})" for name, there, here in report.mismatched]
-    faults = {"missing from the file": report.missing, "of another shape": other_shapes, "unknown": unknown}
-    if any(len(names) > MOST_NAMES for names in faults.values()):
-      print("\n".join(f"{fault}: {name}" for fault, names in faults.items() for name in names))
-    table = "; ".join(f"{len(names)} {fault}: {listing(names)}" for fault, names in faults.items() if names)
-    raise UserError(
-      f"the weights {path} do not fit this network: {table}; mend the file, or go on with what fits by "
-      "--config.weights_partial=True"
-    )
+  _settle(f"the weights {path} do not fit this network", report, unknown, partial, "mend the file")
   return new, report
 
 
@@ -167,13 +158,47 @@ def take_network(
   flat = traverse_util.flatten_dict(found)
   arrays = {name: np.asarray(flat[at]) for at, name in names(found).items()}
   new, report = _take_over(arrays, variables, names(variables), {})
-  others = [name for name, _, _ in report.mismatched]
-  if not report.loaded or (not partial and (report.missing or report.unused or others)):
-    raise UserError(
-      f"the network in {path} is another one: {listing([*report.missing, *report.unused, *others])}; make config.network "
-      "that of its config.json, or go on with what fits by --config.weights_partial=True"
-    )
+  wrong = f"the network in {path} is another one"
+  if not report.loaded:
+    raise UserError(f"{wrong}, nothing of it fits; make config.network that of its config.json")
+  _settle(wrong, report, report.unused, partial, "make config.network that of its config.json")
   return new, report
+
+
+def _settle(wrong: str, report: Report, unknown: Sequence[str], partial: bool, advice: str) -> None:
+  """Says what does not fit: line by line where that goes on or would be too long an error; `UserError` unless `partial`."""
+  other_shapes = [f"{name} (there {there}, here {here})" for name, there, here in report.mismatched]
+  faults = {"missing there": report.missing, "of another shape": other_shapes, "unknown": unknown}
+  if partial or any(len(names) > MOST_NAMES for names in faults.values()):
+    for fault, names in faults.items():
+      print("".join(f"weights: {fault}: {name}\n" for name in names), end="")
+  if not partial and any(faults.values()):
+    table = "; ".join(f"{len(names)} {fault}: {listing(names)}" for fault, names in faults.items() if names)
+    raise UserError(f"{wrong}: {table}; {advice}, or go on with what fits by --config.weights_partial=True")
+
+
+def torchvision_arrays(variables: Variables) -> dict[str, np.ndarray]:
+  """The backbone as torchvision's state dict has it: what `load` takes over, bit for bit.
+
+  Args:
+    variables: a segmenter's.
+
+  Returns:
+    Arrays by name, without `num_batches_tracked`, which PyTorch does not miss, and without a classifier.
+
+  Raises:
+    UserError: the backbone is ResNet-38, which torchvision does not have.
+  """
+  if "conv1a" in variables["params"]["backbone"]:
+    raise UserError("ResNet-38 is none of torchvision's networks, and has no names there; export the network as a whole")
+  flat = traverse_util.flatten_dict(variables)
+  arrays = {}
+  for path, name in torchvision_names(variables).items():
+    array = np.asarray(flat[path])
+    array = array.transpose(AXES.get(array.ndim))
+    fully_connected = path[2] in TORCH_MODULES and array.ndim == 4
+    arrays[name] = np.ascontiguousarray(array.reshape(len(array), -1) if fully_connected else array)
+  return arrays
 
 
 def _take_over(

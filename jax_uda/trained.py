@@ -1,0 +1,219 @@
+"""Trained networks, as scoring, pictures and predictions use them; of an experiment, a workdir, or an exported file."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax import export as jax_export
+
+from configs import default
+from jax_uda import finished, inference, parallel, report
+from jax_uda.config import set_fields
+from jax_uda.data import pipeline
+from jax_uda.data.label_spaces import LabelSpace
+from jax_uda.errors import UserError
+from jax_uda.experiment import Experiment, reopen
+from jax_uda.state import State
+
+SETTABLE = ("eval_batch", "threads")  # fields of a config that predicting needs and that change no prediction
+MULTIPLE = 32  # pixels: no network here has a larger stride, so each of its maps of such an image is whole
+
+
+@dataclass(frozen=True)
+class Manner:
+  """How images are shown to the network. Softmax is averaged at full resolution, image by image.
+
+  Attributes:
+    scales: of the canvas that the whole images are fitted to.
+    flip: whether their mirror images are shown as well.
+    window: (h, w) of windows over the images at their own resolution, in place of the whole images.
+  """
+
+  scales: tuple[float, ...] = (1.0,)
+  flip: bool = False
+  window: tuple[int, int] | None = None
+
+
+WHOLE_ONCE = Manner()
+
+
+@dataclass(frozen=True)
+class Prediction:
+  """What is predicted of one image.
+
+  Attributes:
+    id: the image's.
+    size: (H, W), the image's.
+    truth: uint8 [h, w], of the same field of view; None if there is none.
+    scores: (H, W) -> float32 [h, w, C] at that resolution, on the device, in proportion to the mean softmax; (h, w) is
+      `inference.rounded_up`.
+    labels: the same -> train ids uint8 [h, w].
+  """
+
+  id: str
+  size: tuple[int, int]
+  truth: np.ndarray | None
+  scores: Callable[[tuple[int, int]], jax.Array]
+  labels: Callable[[tuple[int, int]], jax.Array]
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+  """A network and what it takes to show it images.
+
+  Attributes:
+    space: what it predicts.
+    stage: at whose end it is.
+    canvas: (H, W) that whole images are fitted to.
+    low: (state, images uint8 [B, H, W, 3], sizes int32 [B, 2]) -> float16 log-probabilities [B, h, w, C], as
+      `inference.low_outputs` makes it.
+    state: of its weights, on all devices.
+    maps: see `Experiment.maps`.
+    batch: canvases that a device looks at at once.
+    threads: that read images.
+  """
+
+  space: LabelSpace
+  stage: str
+  canvas: tuple[int, int]
+  low: Callable
+  state: Any
+  maps: Callable | None = None
+  batch: int = 1
+  threads: int = 2
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """Their names, in the order of ids."""
+    return self.space.classes
+
+  def predict(self, image: np.ndarray, manner: Manner = WHOLE_ONCE) -> np.ndarray:
+    """Train ids uint8 [H, W] of an RGB image uint8 [H, W, 3] of any size; raises `UserError` for anything else."""
+    return self._of(image, manner, lambda found: found.labels(found.size))
+
+  def probabilities(self, image: np.ndarray, manner: Manner = WHOLE_ONCE) -> np.ndarray:
+    """The mean softmax float32 [H, W, C]; otherwise as `predict`."""
+    return self._of(image, manner, lambda found: inference.probabilities(found.scores(found.size)))
+
+  def _of(self, image: np.ndarray, manner: Manner, what: Callable[[Prediction], jax.Array]) -> np.ndarray:
+    if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+      said = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+      raise UserError(f"an image is {said}; give a NumPy array uint8 [H, W, 3], RGB")
+    alone = dataclasses.replace(self, batch=1, threads=0)
+    (found,) = predictions(alone, [{"id": "", "image": image}], manner)
+    return np.asarray(what(found))[: image.shape[0], : image.shape[1]]
+
+
+def of(experiment: Experiment, state: State, stage: str = "") -> TrainedNetwork:
+  """The network of an experiment in some state."""
+  config = experiment.config
+  low = inference.low_outputs(experiment.predict)
+  canvas = tuple(config.canvas)
+  return TrainedNetwork(experiment.space, stage, canvas, low, state, experiment.maps, config.eval_batch, config.threads)
+
+
+def load(path: epath.PathLike, stage: str = "", overrides: Sequence[str] = ()) -> TrainedNetwork:
+  """A network that is ready to predict.
+
+  Args:
+    path: the workdir of a run that has finished a stage at least, or a file that `python -m jax_uda.export` wrote.
+    stage: at whose end, of a run; empty: the last one finished.
+    overrides: `field=value` of the config, each of `SETTABLE`.
+
+  Raises:
+    UserError: there is no such run, stage or file.
+  """
+  path = epath.Path(path)
+  return _load_run(path, stage, overrides) if path.is_dir() else _load_file(path, stage, overrides)
+
+
+def _load_run(workdir: epath.Path, stage: str, overrides: Sequence[str]) -> TrainedNetwork:
+  experiment = reopen(*finished.read_config(workdir, overrides, SETTABLE), scored=False)
+  name, place = finished.find_stage(workdir, stage)
+  return of(experiment, finished.restore(workdir, experiment, place), name)
+
+
+def _load_file(path: epath.Path, stage: str, overrides: Sequence[str]) -> TrainedNetwork:
+  config = default.general()
+  finished.check_settable(overrides, SETTABLE)
+  set_fields(config, overrides)
+  about = epath.Path(f"{path}.json")
+  for file in (path, about):
+    if not file.exists():
+      raise UserError(f"{file} is not there; name a run's workdir, or a file of jax_uda.export with its .json beside it")
+  if stage:
+    raise UserError(f"--stage: {path} holds one network; leave it out")
+  try:
+    function = jax_export.deserialize(bytearray(path.read_bytes()))
+  except Exception as error:  # of many kinds, for files that are none
+    raise UserError(f"{path} is damaged or no file of jax_uda.export ({type(error).__name__}); export it again") from error
+  meaning = report.read_json(about)
+  size = meaning["size"] and tuple(meaning["size"])
+  space = LabelSpace("", tuple(meaning["classes"]), tuple(map(tuple, meaning["colors"])))
+
+  def low(_: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
+    shape = images.shape[1:3]
+    if size and shape != size:
+      raise UserError(f"{path} looks at {size[0]}x{size[1]} pixels, not {shape[0]}x{shape[1]}; export it without --size")
+    if not size and any(n % MULTIPLE for n in shape):
+      raise UserError(f"{path} looks at multiples of {MULTIPLE} pixels, not {shape[0]}x{shape[1]}; change --sliding")
+    return function.call(images, sizes)[1]
+
+  canvas = size or tuple(-(-n // MULTIPLE) * MULTIPLE for n in meaning["canvas"])
+  nothing = parallel.replicate(np.float32(0))  # the file has the state; an empty one would put pmap's axes out of step
+  return TrainedNetwork(space, meaning["stage"], canvas, low, nothing, None, config.eval_batch, config.threads)
+
+
+def predictions(network: TrainedNetwork, dataset: Any, manner: Manner = WHOLE_ONCE) -> Iterator[Prediction]:
+  """Predicts the images of a data set, in order."""
+  return (_whole_images if manner.window is None else _windows)(network, dataset, manner)
+
+
+def _whole_images(network: TrainedNetwork, dataset: Any, manner: Manner) -> Iterator[Prediction]:
+  batch = network.batch * parallel.num_devices()
+  passes = [
+    pipeline.eval_batches(dataset, batch, shape, threads=network.threads, **parallel.process())
+    for shape in (inference.scaled_canvas(network.canvas, scale) for scale in manner.scales)
+  ]
+  for batches in zip(*passes, strict=True):
+    views = [inference.make_views(network.low, network.state, scaled, manner.flip) for scaled in batches]
+    for i in np.flatnonzero(batches[0]["valid"]):
+      mine = jax.tree.map(lambda x, i=i: x[i], views)
+      yield _prediction(batches[0], i, functools.partial(inference.sum_of_views, mine))
+
+
+def _windows(network: TrainedNetwork, dataset: Any, manner: Manner) -> Iterator[Prediction]:
+  num = network.batch * parallel.num_devices()
+  for batch in pipeline.eval_batches(dataset, 1, None, threads=network.threads, **parallel.process()):
+    if not batch["valid"][0]:
+      continue
+    image = batch["image"][0]
+    cut, boxes = inference.windows(image, manner.window)
+    views = inference.window_views(network.low, network.state, cut, num, manner.flip)
+    window = cut["image"].shape[1:3]
+    scores = functools.partial(inference.scores_from_windows, views, boxes, window, image.shape[:2])
+    yield _prediction(batch, 0, scores)
+
+
+def _prediction(batch: dict[str, Any], i: int, scores: Callable) -> Prediction:
+  size = tuple(map(int, batch["full_size"][i]))
+  labels = functools.cache(lambda size: inference.most_likely(scores(size)))
+  return Prediction(batch["id"][i], size, batch["full_label"][i], scores, labels)
+
+
+def draw_maps(network: TrainedNetwork, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+  """What else the method draws of a batch of canvases, {what: float [B, H, W] in 0..1}; nothing for most."""
+  if network.maps is None:
+    return {}
+  found = _mapper(network.maps)(network.state, batch["image"], batch["size"])
+  return {what: np.asarray(values) for what, values in found.items()}
+
+
+@functools.cache
+def _mapper(maps: Callable) -> Callable:
+  return jax.jit(lambda state, images, sizes: maps(state, inference.prepare(images, sizes)))
