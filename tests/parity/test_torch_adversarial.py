@@ -1,5 +1,7 @@
 """The networks of the multi-adversarial proxies against the same layers written in PyTorch, on equal weights."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,9 @@ from torch.nn import functional as F
 from jax_uda.models.decoders import ASPP, FusionDecoder
 from jax_uda.models.discriminator import PatchDiscriminator
 from jax_uda.models.resnet import ResNet
-from tests.parity.test_torch_resnet import assert_equal_to_rounding, images, nchw, randomise
+from jax_uda.models.segmenter import Segmenter
+from jax_uda.models.weights import load, torchvision_arrays
+from tests.parity.test_torch_resnet import assert_equal_to_rounding, backbone_of, empty, images, nchw, randomise
 
 
 @pytest.fixture(autouse=True)
@@ -154,14 +158,20 @@ class TorchResNet101(nn.Module):
 
 
 @pytest.mark.parametrize("dilated", [False, True])
-def test_resnet101(dilated):
+def test_resnet101_from_a_file(dilated, tmp_path):
   theirs = randomise(TorchResNet101(1 / 16, dilated))
   for name, module in theirs.named_modules():
     if name.endswith("bn3"):  # else what 33 blocks add up to is beyond float32's reach
       nn.init.uniform_(module.weight, 0.1, 0.3)
   x = images(65, 97)
   ours = ResNet(101, output_stride=8 if dilated else 32, width=1 / 16)
-  maps = jax.jit(ours.apply)(carried_over(ours, theirs, x), x)
+  state = {re.sub(r"(layer\d|downsample)_", r"\1.", name): value for name, value in theirs.state_dict().items()}
+  torch.save(state, tmp_path / "resnet101.pth")
+  variables, report = load(str(tmp_path / "resnet101.pth"), empty(Segmenter(5, "resnet101", width=1 / 16), x))
+  assert len(report.loaded) == len([name for name in state if "num_batches" not in name])
+  for name, array in torchvision_arrays(variables).items():  # and back
+    np.testing.assert_array_equal(array, state[name].numpy())
+  maps = jax.jit(ours.apply)(backbone_of(variables), x)
   for mine, other in zip(maps, theirs(nchw(x)), strict=True):
     assert_equal_to_rounding(mine, other)
   assert np.isfinite(maps[-1]).all()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import safetensors.torch
 import torch
 from flax import traverse_util
@@ -13,7 +14,8 @@ from torch.nn import functional as F
 from jax_uda.models.decoders import Head, ImageClassifier
 from jax_uda.models.resnet import ResNet
 from jax_uda.models.segmenter import Segmenter
-from jax_uda.models.weights import AXES, load
+from jax_uda.models.weights import AXES, load, torchvision_arrays
+from tests.test_weights import of_mxnet
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,19 @@ def carry_over(variables, state, name_of):
   return traverse_util.unflatten_dict(flat)
 
 
+def backbone_of(variables):
+  return {collection: tree["backbone"] for collection, tree in variables.items()}
+
+
+def assert_back(fresh, arrays, state, missing):
+  """PyTorch takes arrays of ours over as they stand, and has what it once gave, bit for bit."""
+  said = fresh.load_state_dict(arrays, strict=False)
+  assert set(said.missing_keys) == missing and not said.unexpected_keys
+  for name, x in fresh.state_dict().items():
+    if name not in missing and "num_batches" not in name:
+      np.testing.assert_array_equal(x.numpy(), state[name].numpy())
+
+
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
@@ -118,9 +133,11 @@ def test_resnet18_from_a_file_computes_what_torch_does(output_stride, size, tmp_
   x = images(*size)
   variables, report = load(str(path), empty(Segmenter(5, "resnet18"), x))
   assert len(report.loaded) == 100
-  backbone = {collection: tree["backbone"] for collection, tree in variables.items()}
-  features = jax.jit(ResNet(output_stride=output_stride).apply)(backbone, x)[-1]
+  features = jax.jit(ResNet(output_stride=output_stride).apply)(backbone_of(variables), x)[-1]
   assert_equal_to_rounding(features, theirs.features(nchw(x)))
+  safetensors.numpy.save_file(torchvision_arrays(variables), path)  # and back
+  fresh, arrays = TorchResNet18(dilated=False), safetensors.torch.load_file(path)
+  assert_back(fresh, arrays, theirs.state_dict(), missing={"fc.weight", "fc.bias"})
 
 
 def test_resnet18_with_its_classifier():
@@ -190,26 +207,29 @@ def torch_head(inputs, channels, classes, dilation):
   return nn.Sequential(hidden, nn.ReLU(), nn.Conv2d(channels, classes, 3, padding=dilation, dilation=dilation))
 
 
-def resnet38_name(collection, modules, leaf):
-  part, *modules = modules
+def mxnet_name(name):
+  """What the authors' files call an array of the modules above."""
+  part, block, *rest, leaf = name.split(".")
   if part == "head":
-    return {"conv": "head.0.", "logits": "head.2."}[modules[0]] + LEAVES[leaf]
-  if len(modules) == 1:
-    return f"trunk.{modules[0]}.{LEAVES[leaf]}"
-  block, module = modules
-  kind, branch = module.split("_")
-  index = {"branch1": None, "branch2a": 0, "branch2b1": 1, "branch2b2": 2}[branch]
-  place = "shortcut" if index is None else f"{'norms' if kind == 'bn' else 'convolutions'}.{index}"
-  return f"trunk.{block.removeprefix('block')}.{place}.{LEAVES[leaf]}"
+    return f"{'conv6a' if block == '0' else 'linear7'}_{leaf}"
+  leaf = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}[leaf]
+  if not rest:
+    return "conv1a_weight" if block == "conv1a" else f"{block}_{leaf}"
+  branch = "branch1" if rest == ["shortcut"] else f"branch{('2a', '2b1', '2b2')[int(rest[1])]}"
+  return f"bn{block}_{branch}_{leaf}" if rest[0] == "norms" else f"res{block}_{branch}_weight"
 
 
 @pytest.mark.parametrize("size", [(65, 97), (64, 42)])
-def test_resnet38_segmenter_computes_what_torch_does(size):
+def test_resnet38_segmenter_from_a_file_computes_what_torch_does(size, tmp_path):
   trunk = torch_resnet38(16)
   theirs = randomise(nn.ModuleDict({"trunk": trunk, "head": torch_head(256, 24, 7, 12)}))
   x = images(*size)
   ours = Segmenter(7, "resnet38", width=1 / 16, head_channels=24)
-  variables = carry_over(empty(ours, x), theirs.state_dict(), resnet38_name)
+  state = {name: value for name, value in theirs.state_dict().items() if "num_batches" not in name}
+  path = tmp_path / "resnet38.params"
+  path.write_bytes(of_mxnet({mxnet_name(name): value.numpy() for name, value in state.items()}))
+  variables, report = load(str(path), empty(ours, x))
+  assert len(report.loaded) == len(state)
   logits, latent = jax.jit(ours.apply)(variables, x)
   expected = nn.Sequential(*trunk.values())(nchw(x))
   assert_equal_to_rounding(latent, expected)
@@ -256,7 +276,7 @@ def deconvolved(x, shape):
 
 
 @pytest.mark.parametrize("size", [(65, 97), (41, 47), (64, 96)])
-def test_fcn8s_vgg16_computes_what_torch_does(size):
+def test_fcn8s_vgg16_from_a_file_computes_what_torch_does(size, tmp_path):
   theirs = randomise(TorchFCN8s(16, 7))
   x = images(*size)
   ours = Segmenter(7, "fcn8s_vgg16", width=1 / 16)
@@ -264,7 +284,20 @@ def test_fcn8s_vgg16_computes_what_torch_does(size):
   def name(_, modules, leaf):
     return f"{modules[1].replace('features_', 'features.')}.{LEAVES[leaf]}"
 
-  variables = carry_over(empty(ours, x), theirs.state_dict(), name)
+  state = theirs.state_dict()
+  file = {name: x for name, x in state.items() if name.startswith("features")}
+  for place, layer in (("0", "fc6"), ("3", "fc7")):  # fully connected ones, in torchvision's VGG16
+    file[f"classifier.{place}.weight"] = state[f"{layer}.weight"].flatten(1)
+    file[f"classifier.{place}.bias"] = state[f"{layer}.bias"]
+  torch.save(file, tmp_path / "vgg16.pth")
+  variables = carry_over(empty(ours, x), state, name)
+  variables["params"]["backbone"] = jax.tree.map(jnp.zeros_like, variables["params"]["backbone"])
+  variables, report = load(str(tmp_path / "vgg16.pth"), variables)
+  assert len(report.loaded) == 30
+  arrays = torchvision_arrays(variables)  # and back
+  assert set(arrays) == set(file)
+  for key, x_there in file.items():
+    np.testing.assert_array_equal(arrays[key], x_there.numpy())
   logits, latent = jax.jit(ours.apply)(variables, x)
   their_logits, fc7 = theirs(nchw(x))
   assert_equal_to_rounding(latent, fc7)

@@ -1,0 +1,74 @@
+"""What README.md says to write runs as it stands there."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import jax_uda
+from tests.tiny import picture
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+WITHOUT_THIS_PACKAGE = "import sys\nsys.modules.update(dict.fromkeys(('jax_uda', 'flax', 'tests')))\n"
+
+
+def python_block(importing: str) -> str:
+  """The one block of README.md that imports this."""
+  blocks = [part.split("```")[0] for part in README.split("```python\n")[1:]]
+  (block,) = [block for block in blocks if f"\n{importing}\n" in block]
+  return block
+
+
+def longest(block: str) -> int:
+  return sum(bool(line.strip()) for line in block.splitlines())
+
+
+@pytest.fixture
+def place(workdir, exported, tmp_path, monkeypatch):
+  """A folder with what the blocks open."""
+  (tmp_path / "runs").mkdir()
+  (tmp_path / "runs/demo").symlink_to(workdir)
+  for suffix in ("", ".json"):
+    (tmp_path / f"demo.stablehlo{suffix}").symlink_to(f"{exported}{suffix}")
+  for name in ("photo.png", "photo.jpg"):
+    cv2.imwrite(str(tmp_path / name), picture(32, 64)[..., ::-1])
+  cv2.imwrite(str(tmp_path / "truth.png"), np.zeros((32, 64), np.uint8))
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+def test_the_library(place, capsys):
+  block = python_block("import jax_uda")
+  assert longest(block) <= 15
+  (place / "library.py").write_text(block)
+  found = runpy.run_path(str(place / "library.py"))
+  labels, selected, probabilities = (np.asarray(found[name]) for name in ("labels", "pseudo_labels", "probabilities"))
+  assert labels.shape == selected.shape == (32, 64) and probabilities.shape == (32, 64, 19)
+  np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+  assert labels.dtype == selected.dtype == np.uint8
+  kept = selected != 255
+  assert 0.4 < kept.mean() < 0.7 and (selected == probabilities.argmax(-1))[kept].mean() > 0.9
+  assert float(capsys.readouterr().out) == pytest.approx(np.mean(labels == 0) / (len(np.unique([*labels.ravel(), 0]))))
+  assert set(jax_uda.__all__) <= set(dir(jax_uda)) and all(hasattr(jax_uda, name) for name in jax_uda.__all__)
+  assert not hasattr(jax_uda, "absent")
+
+
+def test_a_program_without_this_package(place):
+  block = python_block("from jax import export")
+  assert longest(block) <= 15
+  (place / "plain.py").write_text(WITHOUT_THIS_PACKAGE + block + "np.save('labels.npy', labels)\n")
+  subprocess.run([sys.executable, "plain.py"], check=True, cwd=place)
+  expected = jax_uda.load("runs/demo").predict(cv2.imread("photo.png")[..., ::-1])
+  np.testing.assert_array_equal(np.load("labels.npy"), expected)
+  assert cv2.imread("colors.png").shape == (32, 64, 3)
+
+
+def test_images_of_other_kinds_are_an_error(workdir):
+  network = jax_uda.load(workdir)
+  for image in (np.zeros((32, 64, 3)), np.zeros((32, 64), np.uint8), [[1]], np.zeros((0, 4, 3), np.uint8)):
+    with pytest.raises(jax_uda.UserError, match=r"give a NumPy array uint8 \[H, W, 3\], RGB"):
+      network.predict(image)
