@@ -11,8 +11,9 @@ from jax import export as jax_export
 
 from jax_uda import export, inference, trained
 from jax_uda.data.label_spaces import CITYSCAPES19
+from jax_uda.experiment import reopen
 from jax_uda.models import weights
-from tests.tiny import picture
+from tests.tiny import picture, tiny
 
 
 @pytest.mark.parametrize("size", [None, (32, 64), (30, 44)])
@@ -67,6 +68,22 @@ def test_any_multiples_of_32_in_batches_of_any_size(exported):
     assert labels.shape == shape
   with pytest.raises(ValueError):
     function.call(np.zeros((1, 33, 64, 3), np.uint8), np.int32([[33, 64]]))
+
+
+@pytest.mark.parametrize(
+  ("method", "backbone"),
+  [("self_training", "fcn8s_vgg16"), ("mlsl", "resnet38"), ("curriculum", "resnet50"), ("adversarial", "vgg16")],
+)
+def test_every_kind_of_network_goes_out_for_any_multiples_of_32(method, backbone):
+  config = tiny(method)
+  config.network.update({"backbone": backbone, "num_stages": 4})
+  opened = reopen(config, CITYSCAPES19, scored=False)
+  shapes = jax.eval_shape(lambda: opened.method.init(opened.config, jax.random.key(0)))
+  state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  function = jax_export.deserialize(bytearray(export.exported(opened.predict, state, None)))
+  images, sizes = jax.ShapeDtypeStruct((2, 96, 160, 3), np.uint8), jax.ShapeDtypeStruct((2, 2), np.int32)
+  labels, low = jax.eval_shape(function.call, images, sizes)
+  assert labels.shape == (2, 96, 160) and low.shape[-1] == 19
 
 
 def test_weights_go_out_by_torchvisions_names_and_come_back(workdir, tmp_path):
