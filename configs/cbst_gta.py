@@ -9,7 +9,7 @@
 DATA/GTA5 holds images/ and labels/, DATA/Cityscapes holds leftImg8bit/ and gtFine/. The paper's mIoU with ResNet-38:
 source stage 35.4, CBST 45.2, CBST-SP 46.2, CBST-SP+MST 47.0; with FCN8s-VGG16: 24.3, CBST 30.9, CBST-SP 36.1. Nobody
 has measured this config yet. The paper began with ImageNet weights; without `--config.weights` training starts at
-random and falls short (VGG16's fc6 and fc7 cannot be read yet; `weights_partial` leaves them at random).
+random and falls short.
 """
 
 from configs import default

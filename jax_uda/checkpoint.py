@@ -90,18 +90,18 @@ def take_networks(directory: epath.PathLike, place: int, state: State) -> State:
   """
   path = epath.Path(directory).absolute()
   if not (path / str(place)).is_dir():
-    raise UserError(f"start_from: {path} holds no finished stage `source`; let that run finish it, or name another")
+    raise UserError(f"{path} holds no finished stage `source`; let that run finish it, or name another")
   with ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
     found = manager.restore(place, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]["networks"]
   shared = sorted(set(found) & set(state.networks))
   if not shared:
-    raise UserError(f"start_from: {path} holds the networks {sorted(found)}, this run wants {sorted(state.networks)}")
+    raise UserError(f"{path} holds the networks {sorted(found)}, this run wants {sorted(state.networks)}")
   networks = dict(state.networks)
   for name in shared:
     networks[name] = _take(networks[name], found[name])
     theirs, ours = (jax.tree.map(np.shape, x.replace(opt_state=None)) for x in (networks[name], state.networks[name]))
     if theirs != ours:
-      raise UserError(f"start_from: {path} holds a {name} of other layers; give it the same here, or train `source`")
+      raise UserError(f"{path} holds a {name} of other layers; give it the same here, or train `source`")
   return state.replace(networks=networks)
 
 

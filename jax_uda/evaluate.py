@@ -199,10 +199,10 @@ def add_manner(parser: argparse.ArgumentParser) -> None:
 def manner_of(flags: argparse.Namespace) -> Manner:
   """How images are to be shown; raises `UserError` where that will not do."""
   window = parse_size(flags.sliding, "--sliding") if flags.sliding else None
-  manner = Manner(inference.parse_scales(flags.scales, "--scales"), flags.flip, window)
-  if manner.window and manner.scales != (1.0,):
+  scales = inference.parse_scales(flags.scales, "--scales")
+  if window and scales != (1.0,):
     raise UserError("--sliding: windows see the images at their own resolution; leave out --scales, or --sliding")
-  return manner
+  return Manner(scales, flags.flip, window)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from etils import epath
 from jax import export as jax_export
 
 from jax_uda import commands, evaluate, finished, inference, report
+from jax_uda.data import transforms
 from jax_uda.errors import UserError
 from jax_uda.experiment import reopen
 from jax_uda.models import weights
@@ -20,20 +21,23 @@ from jax_uda.state import State
 from jax_uda.trained import MULTIPLE
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+NETWORK, WEIGHTS = ".stablehlo", ".safetensors"
 HELP = f"""\
-Writes the network of a run for other programs, in a format that the name of --out tells.
+Writes the network of a run for other programs, in the format that the name of --out tells.
 
-  python -m jax_uda.export --workdir runs/demo --out demo.stablehlo
-  python -m jax_uda.export --workdir runs/demo --out encoder.safetensors
+  python -m jax_uda.export --workdir runs/demo --out demo{NETWORK}
+  python -m jax_uda.export --workdir runs/mine --out encoder{WEIGHTS}
 
-FILE.safetensors has the backbone's weights by torchvision's names (ResNet-18, -50, -101, VGG16), for PyTorch.
-
-Any other name: the whole network as StableHLO, for CPU, GPU and TPU. jax.export.deserialize reads it without this package;
-with it, python -m jax_uda.predict --model does. The function takes images uint8 [B, H, W, 3], RGB, and how much of each is
-image, int32 [B, 2], what lies below and to the right of that being padding. It gives train ids uint8 [B, H, W], and
+FILE{NETWORK}: the whole network, for CPU, GPU and TPU. jax.export.deserialize reads it without this package; with it,
+python -m jax_uda.predict --model does. The function takes images uint8 [B, H, W, 3], RGB, and how much of each is image,
+int32 [B, 2], what lies below and to the right of that being padding. It gives train ids uint8 [B, H, W], and
 log-probabilities float16 [B, h, w, C], as small as the network has them. B is free; so are H and W, multiples of
-{MULTIPLE}, unless --size fixes them. FILE.json says which classes and colours the ids are, and at what size the network has
-learnt.
+{MULTIPLE}, unless --size fixes them. FILE{NETWORK}.json says which classes and colours the ids are, and the canvas, at
+whose size the network has learnt. Where that is no multiple of {MULTIPLE}, labels near the padding differ a little from
+those of predict --workdir; with --size of the canvas none do.
+
+FILE{WEIGHTS}: the weights of the backbone (ResNet-18, -50, -101, VGG16) by torchvision's names, for PyTorch; its
+metadata say what network it is.
 """
 
 
@@ -64,28 +68,35 @@ def exported(predict: Callable, state: State, size: tuple[int, int] | None) -> b
 def export(
   workdir: epath.PathLike, out: epath.PathLike, stage: str = "", size: tuple[int, int] | None = None
 ) -> None:
-  """Writes the network of a run as `out`, and what its ids mean as `out`.json; or, as .safetensors, its backbone's weights.
+  """Writes the network of a run as `out` and what its ids mean as `out`.json; or, as .safetensors, its backbone's weights.
 
   Args:
     workdir: the run's.
-    out: the file.
+    out: the file, .stablehlo or .safetensors.
     stage: at whose end; empty: the last one finished.
     size: (H, W) of the images; None: any multiples of `MULTIPLE`.
 
   Raises:
-    UserError: there is no such run or stage, or its backbone has no names in torchvision.
+    UserError: there is no such run, stage or format, or its backbone has no names in torchvision.
   """
   workdir, out = epath.Path(workdir), epath.Path(out)
+  if out.suffix not in (NETWORK, WEIGHTS) or out.is_dir():
+    raise UserError(f"--out: {out} will not do; name a file {NETWORK} (the network) or {WEIGHTS} (its backbone's weights)")
+  if size and out.suffix == WEIGHTS:
+    raise UserError("--size: weights have none; leave it out")
   experiment = reopen(*finished.read_config(workdir), scored=False)
   name, place = finished.find_stage(workdir, stage)
   state = jax.device_get(finished.restore(workdir, experiment, place))
-  if out.suffix == ".safetensors":
+  if out.suffix == WEIGHTS:
     arrays = weights.torchvision_arrays(state.networks["segmenter"].variables)
-    report.write_atomically(out, safetensors.numpy.save(arrays))
+    about = {f"network.{field}": str(value) for field, value in experiment.config.network.items()}
+    images = f"RGB in 0..1, less {transforms.IMAGENET_MEAN}, divided by {transforms.IMAGENET_STD}"
+    report.write_atomically(out, safetensors.numpy.save(arrays, {**about, "images": images}))
     return
   report.write_atomically(out, exported(experiment.predict, state, size))
-  space, canvas = experiment.space, tuple(experiment.config.canvas)
-  meaning = {"classes": space.classes, "colors": space.colors, "stage": name, "size": size, "canvas": canvas}
+  space = experiment.space
+  meaning = {"name": space.name, "classes": space.classes, "colors": space.colors}
+  meaning |= {"stage": name, "size": size, "canvas": tuple(experiment.config.canvas)}
   report.write_json(epath.Path(f"{out}.json"), meaning)
 
 
@@ -93,20 +104,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Exports, and returns the exit status."""
   parser = commands.parser("export", HELP)
   parser.add_argument("--workdir", required=True, metavar="DIR", help="of the run")
-  parser.add_argument("--out", required=True, metavar="FILE", help="what is written")
+  parser.add_argument("--out", required=True, metavar="FILE", help=f"what is written, {NETWORK} or {WEIGHTS}")
   parser.add_argument("--stage", default="", metavar="NAME", help="at whose end; without it the last one")
   parser.add_argument("--size", metavar="HEIGHTxWIDTH", help=f"of the images; without it any multiples of {MULTIPLE}")
   flags, overrides = commands.parse(parser, argv)
 
   def action() -> None:
     finished.check_settable(overrides, ())
-    size = evaluate.parse_size(flags.size, "--size") if flags.size else None
-    if size and epath.Path(flags.out).suffix == ".safetensors":
-      raise UserError("--size: weights have none; leave it out")
-    export(flags.workdir, flags.out, flags.stage, size)
-    beside = f"{flags.out}.json what its ids mean"
-    weights_alone = epath.Path(flags.out).suffix == ".safetensors"
-    print(f"{flags.out} holds {'the weights of the backbone' if weights_alone else f'the network, {beside}'}")
+    export(flags.workdir, flags.out, flags.stage, evaluate.parse_size(flags.size, "--size") if flags.size else None)
+    meaning = f", and {flags.out}.json says what its ids mean" if flags.out.endswith(NETWORK) else ""
+    print(f"{flags.out} is written{meaning}")
 
   return commands.exit_status(action, flags, goes_on=False)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import ml_collections
+import numpy as np
 from etils import epath
 
 from configs import default
@@ -20,7 +21,7 @@ def check_settable(overrides: Sequence[str], settable: Sequence[str]) -> None:
   for field in (override.partition("=")[0] for override in overrides):
     if not any(field == one or (one.endswith(".") and field.startswith(one)) for one in settable):
       known = ", ".join(f"{one}FIELD" if one.endswith(".") else one for one in settable)
-      raise UserError(f"--config.{field}: the run is over; {f'what can be set is {known}' if known else 'leave it out'}")
+      raise UserError(f"--config.{field} cannot be set here; {f'what can be is {known}' if known else 'leave it out'}")
 
 
 def read_config(
@@ -66,6 +67,8 @@ def find_stage(workdir: epath.Path, name: str = "") -> tuple[str, int]:
 
 
 def restore(workdir: epath.Path, experiment: Experiment, place: int) -> State:
-  """The state on all devices, with the networks of a checkpoint that `find_stage` has found."""
-  state = experiment.method.init(experiment.config, jax.random.key(0))
-  return parallel.replicate(checkpoint.take_networks(workdir / "checkpoints", place, state))
+  """The networks of a checkpoint that `find_stage` has found, on all devices; to predict with, so nothing else is there."""
+  shapes = jax.eval_shape(lambda: experiment.method.init(experiment.config, jax.random.key(0)))
+  networks = checkpoint.take_networks(workdir / "checkpoints", place, shapes).networks
+  trained = {name: network.replace(opt_state=None) for name, network in networks.items()}
+  return parallel.replicate(State(np.int32(0), trained, hyper={}))

@@ -16,11 +16,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from jax_uda import commands, evaluate, inference, report, trained
+from jax_uda import commands, evaluate, inference, parallel, report, trained
 from jax_uda.bad_images import BadImages, Tolerant
 from jax_uda.data import transforms
 from jax_uda.data.label_spaces import LabelSpace, colorize
-from jax_uda.data.sources import FileSource, decode_image
+from jax_uda.data.sources import FileSource
 from jax_uda.errors import UserError
 from jax_uda.pictures import grey, write_png
 from jax_uda.stopping import StopSignal
@@ -46,18 +46,20 @@ decoders of the curriculum agree) of the whole image, whatever --scales, --flip 
 """
 
 
-def find_images(wanted: Iterable[str]) -> dict[str, epath.Path]:
+def find_images(wanted: Iterable[str], out: epath.PathLike = "") -> dict[str, epath.Path]:
   """Images by name: the path below the folder, or below a pattern's part before the first `*`, `?` or `[`.
 
   Names have no suffix unless it tells two images apart.
 
   Args:
     wanted: files, folders, patterns.
+    out: where earlier predictions may lie, which are no images.
 
   Raises:
     UserError: one of these is not there, or has no image in it; or two images have one name.
   """
   found: dict[epath.Path, epath.Path] = {}  # path: its name, with the suffix
+  ours = {epath.Path(out).resolve() / kind for kind in (*KINDS, "maps")} if out else set()
   for text in wanted:
     path = epath.Path(text)
     if path.is_dir():
@@ -68,6 +70,7 @@ def find_images(wanted: Iterable[str]) -> dict[str, epath.Path]:
       fixed = epath.Path(re.split(r"[*?\[]", text, maxsplit=1)[0] + "_").parent
       matches = map(epath.Path, sorted(glob.glob(text, recursive=True)))
       here = {one: one.relative_to(fixed) for one in matches if _is_image(one)}
+    here = {one: name for one, name in here.items() if not ours or ours.isdisjoint(one.resolve().parents)}
     if not here:
       said = "no image" if path.is_dir() else "no such file or folder, and no image that the pattern fits"
       raise UserError(f"--images: {text}: {said} ({', '.join(SUFFIXES)}); name images, folders or patterns")
@@ -87,16 +90,20 @@ def _is_image(path: epath.Path) -> bool:
 
 
 def _below(folder: epath.Path) -> Iterator[epath.Path]:
-  for path in sorted(folder.iterdir()):
-    if path.is_dir():
-      yield from _below(path)
-    elif _is_image(path):
+  try:
+    paths = sorted(folder.iterdir())
+  except OSError as error:
+    raise UserError(f"--images: {folder}: {error.strerror or error}; name a folder that can be read") from error
+  for path in paths:
+    if _is_image(path):
       yield path
+    elif path.is_dir() and not path.name.startswith("."):
+      yield from _below(path)
 
 
-def open_images(wanted: Iterable[str]) -> FileSource:
+def open_images(wanted: Iterable[str], out: epath.PathLike = "") -> FileSource:
   """The images of `find_images` as a source without labels, its ids their names."""
-  found = find_images(wanted)
+  found = find_images(wanted, out)
   return FileSource("images", None, tuple(found), tuple(found.values()), (), None)
 
 
@@ -127,26 +134,24 @@ def predict(
   Raises:
     UserError: there is no run, file, stage or image, or there is not enough memory.
   """
-  out = epath.Path(out)
-  network, source = trained.load(origin, stage, overrides), open_images(images)
-  _claim(out, {"origin": str(origin), "stage": network.stage, **dataclasses.asdict(manner)})
+  out, source, network = epath.Path(out), open_images(images, out), None
   bad = BadImages(out / "unreadable.json", len(source))
-  bad.path.unlink(missing_ok=True)
-  report.write_classes(out, network.space)
-  files = dict(zip(source.ids, source.images, strict=True))
   try:
+    network = trained.load(origin, stage, overrides)
+    _claim(out, {"origin": str(origin), "stage": network.stage, **dataclasses.asdict(manner)})
+    bad.path.unlink(missing_ok=True)
+    report.write_classes(out, network.space)
     with StopSignal() as stop, report.Progress(f"{network.stage} · predicting", len(source), "images") as bar:
       for predicted in trained.predictions(network, Tolerant(source, bad), manner):
-        image = decode_image(files[predicted.id].read_bytes(), files[predicted.id])
-        write(out, predicted, image, network.space)
-        for what, values in (_maps(network, predicted, image).items() if maps else ()):
+        write(out, predicted, network.space)
+        for what, values in (_maps(network, predicted).items() if maps else ()):
           write_png(out / "maps" / what / f"{predicted.id}.png", grey(values))
         bar.update(1)
         stop.check()
   except (jax.errors.JaxRuntimeError, MemoryError) as error:
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    fewer = f"--config.eval_batch={network.batch}, " if network.batch > 1 else ""
+    fewer = f"--config.eval_batch={network.batch}, " if network and network.batch > 1 else ""
     raise UserError(
       f"out of memory; turn down {fewer}{'--sliding' if manner.window else '--scales'}, or give smaller images, as scores "
       "are computed at an image's own size"
@@ -162,23 +167,24 @@ def _claim(out: epath.Path, made_by: dict[str, Any]) -> None:
   report.write_json(mine, made_by)
 
 
-def write(out: epath.Path, predicted: Prediction, image: np.ndarray, space: LabelSpace) -> None:
-  """Writes the train ids of one image [H, W, 3], their colours, and these over the image."""
+def write(out: epath.Path, predicted: Prediction, space: LabelSpace) -> None:
+  """Writes the train ids of one image, their colours, and these over the image."""
   height, width = predicted.size
   labels = np.asarray(predicted.labels(predicted.size))[:height, :width]
   colors = colorize(labels, space)
-  overlay = cv2.addWeighted(colors, OVERLAY, image, 1 - OVERLAY, 0)
+  overlay = cv2.addWeighted(colors, OVERLAY, predicted.image, 1 - OVERLAY, 0)
   for what, picture in zip(KINDS, (labels, colors[..., ::-1], overlay[..., ::-1]), strict=True):
     write_png(out / what / f"{predicted.id}.png", picture)
 
 
-def _maps(network: TrainedNetwork, predicted: Prediction, image: np.ndarray) -> dict[str, np.ndarray]:
+def _maps(network: TrainedNetwork, predicted: Prediction) -> dict[str, np.ndarray]:
   """{what: float [H, W] in 0..1} of an image: the confidence, and the method's maps, if any."""
   height, width = predicted.size
   found = {"confidence": np.asarray(inference.probabilities(predicted.scores(predicted.size)).max(-1))[:height, :width]}
-  seen = transforms.fit(image, None, network.canvas)
+  seen = transforms.fit(predicted.image, None, network.canvas)
   rows, columns = seen["size"]
-  for what, values in trained.draw_maps(network, {name: seen[name][None] for name in ("image", "size")}).items():
+  batch = {name: np.repeat(seen[name][None], parallel.num_devices(), axis=0) for name in ("image", "size")}
+  for what, values in trained.draw_maps(network, batch).items():
     found[what] = cv2.resize(values[0, :rows, :columns], (width, height), interpolation=cv2.INTER_LINEAR)
   return found
 
@@ -201,8 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     origin = flags.workdir or flags.model
     if not epath.Path(origin).exists():
       raise UserError(f"{'--workdir' if flags.workdir else '--model'}: {origin} is not there; check the path")
-    if flags.model and epath.Path(origin).is_dir():
-      raise UserError(f"--model: {origin} is a folder; name a file of jax_uda.export, or a run by --workdir")
+    if epath.Path(origin).is_dir() != bool(flags.workdir):
+      raise UserError(f"{origin} will not do; name a run's folder by --workdir, or a file of jax_uda.export by --model")
     unread = predict(origin, flags.images, flags.out, flags.stage, manner, flags.maps, overrides)
     print(f"predictions are in {flags.out}")
     if unread:

@@ -76,7 +76,7 @@ def write_atomically(path: epath.PathLike, data: bytes) -> epath.Path:
 
 
 def _unwritable(path: epath.Path, error: OSError) -> UserError:
-  return UserError(f"cannot write {path}: {error.strerror or error}; make room or name another --workdir, and run again")
+  return UserError(f"cannot write {path}: {error.strerror or error}; make room or name another place, and run again")
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

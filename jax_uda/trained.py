@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax import export as jax_export
@@ -32,11 +33,20 @@ class Manner:
     scales: of the canvas that the whole images are fitted to.
     flip: whether their mirror images are shown as well.
     window: (h, w) of windows over the images at their own resolution, in place of the whole images.
+
+  Raises:
+    UserError: there is no scale, or scales beside a window.
   """
 
   scales: tuple[float, ...] = (1.0,)
   flip: bool = False
   window: tuple[int, int] | None = None
+
+  def __post_init__(self):
+    if not self.scales:
+      raise UserError("scales: there is none; give one at least, such as 1.0")
+    if self.window and self.scales != (1.0,):
+      raise UserError("windows see images at their own resolution, so scales mean nothing there; leave out one of the two")
 
 
 WHOLE_ONCE = Manner()
@@ -49,6 +59,7 @@ class Prediction:
   Attributes:
     id: the image's.
     size: (H, W), the image's.
+    image: uint8 [H, W, 3].
     truth: uint8 [h, w], of the same field of view; None if there is none.
     scores: (H, W) -> float32 [h, w, C] at that resolution, on the device, in proportion to the mean softmax; (h, w) is
       `inference.rounded_up`.
@@ -57,6 +68,7 @@ class Prediction:
 
   id: str
   size: tuple[int, int]
+  image: np.ndarray
   truth: np.ndarray | None
   scores: Callable[[tuple[int, int]], jax.Array]
   labels: Callable[[tuple[int, int]], jax.Array]
@@ -101,12 +113,13 @@ class TrainedNetwork:
     return self._of(image, manner, lambda found: inference.probabilities(found.scores(found.size)))
 
   def _of(self, image: np.ndarray, manner: Manner, what: Callable[[Prediction], jax.Array]) -> np.ndarray:
-    if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-      said = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+    known = isinstance(image, np.ndarray)
+    if not (known and image.dtype == np.uint8 and image.shape[2:] == (3,) and image.size):
+      said = f"{image.dtype} {list(image.shape)}" if known else type(image).__name__
       raise UserError(f"an image is {said}; give a NumPy array uint8 [H, W, 3], RGB")
     alone = dataclasses.replace(self, batch=1, threads=0)
     (found,) = predictions(alone, [{"id": "", "image": image}], manner)
-    return np.asarray(what(found))[: image.shape[0], : image.shape[1]]
+    return np.array(what(found))[: image.shape[0], : image.shape[1]]  # a copy, which the caller may change
 
 
 def of(experiment: Experiment, state: State, stage: str = "") -> TrainedNetwork:
@@ -142,10 +155,12 @@ def _load_file(path: epath.Path, stage: str, overrides: Sequence[str]) -> Traine
   config = default.general()
   finished.check_settable(overrides, SETTABLE)
   set_fields(config, overrides)
+  if path.suffix == ".safetensors":
+    raise UserError(f"{path} holds weights alone; name a run's folder, or a .stablehlo file of jax_uda.export")
   about = epath.Path(f"{path}.json")
   for file in (path, about):
     if not file.exists():
-      raise UserError(f"{file} is not there; name a run's workdir, or a file of jax_uda.export with its .json beside it")
+      raise UserError(f"{file} is not there; name a run's folder, or a file of jax_uda.export with its .json beside it")
   if stage:
     raise UserError(f"--stage: {path} holds one network; leave it out")
   try:
@@ -153,20 +168,27 @@ def _load_file(path: epath.Path, stage: str, overrides: Sequence[str]) -> Traine
   except Exception as error:  # of many kinds, for files that are none
     raise UserError(f"{path} is damaged or no file of jax_uda.export ({type(error).__name__}); export it again") from error
   meaning = report.read_json(about)
-  size = meaning["size"] and tuple(meaning["size"])
-  space = LabelSpace("", tuple(meaning["classes"]), tuple(map(tuple, meaning["colors"])))
+  try:
+    space = LabelSpace(meaning["name"], tuple(meaning["classes"]), tuple(map(tuple, meaning["colors"])))
+    size, canvas, name = meaning["size"] and tuple(meaning["size"]), tuple(meaning["canvas"]), meaning["stage"]
+  except (KeyError, TypeError) as error:
+    raise UserError(f"{about} is no description of a network ({error!r}); export it again") from error
+  num_classes = function.out_avals[1].shape[-1]
+  if num_classes != len(space.classes):
+    raise UserError(f"{about} has {len(space.classes)} classes, the network in {path} {num_classes}; export it again")
 
   def low(_: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
     shape = images.shape[1:3]
     if size and shape != size:
-      raise UserError(f"{path} looks at {size[0]}x{size[1]} pixels, not {shape[0]}x{shape[1]}; export it without --size")
-    if not size and any(n % MULTIPLE for n in shape):
-      raise UserError(f"{path} looks at multiples of {MULTIPLE} pixels, not {shape[0]}x{shape[1]}; change --sliding")
-    return function.call(images, sizes)[1]
+      raise UserError(f"{path} sees {size[0]}x{size[1]} pixels, not {shape[0]}x{shape[1]}; export it without --size")
+    whole = shape if size else tuple(-(-n // MULTIPLE) * MULTIPLE for n in shape)
+    padded = jnp.pad(images, ((0, 0), *((0, n - m) for n, m in zip(whole, shape, strict=True)), (0, 0)))
+    found = function.call(padded, sizes)[1]
+    cell = inference.stride(whole, found.shape[1:3])
+    return found[:, : -(-shape[0] // cell), : -(-shape[1] // cell)]
 
-  canvas = size or tuple(-(-n // MULTIPLE) * MULTIPLE for n in meaning["canvas"])
   nothing = parallel.replicate(np.float32(0))  # the file has the state; an empty one would put pmap's axes out of step
-  return TrainedNetwork(space, meaning["stage"], canvas, low, nothing, None, config.eval_batch, config.threads)
+  return TrainedNetwork(space, name, size or canvas, low, nothing, None, config.eval_batch, config.threads)
 
 
 def predictions(network: TrainedNetwork, dataset: Any, manner: Manner = WHOLE_ONCE) -> Iterator[Prediction]:
@@ -203,17 +225,16 @@ def _windows(network: TrainedNetwork, dataset: Any, manner: Manner) -> Iterator[
 def _prediction(batch: dict[str, Any], i: int, scores: Callable) -> Prediction:
   size = tuple(map(int, batch["full_size"][i]))
   labels = functools.cache(lambda size: inference.most_likely(scores(size)))
-  return Prediction(batch["id"][i], size, batch["full_label"][i], scores, labels)
+  return Prediction(batch["id"][i], size, batch["full_image"][i], batch["full_label"][i], scores, labels)
 
 
 def draw_maps(network: TrainedNetwork, batch: dict[str, Any]) -> dict[str, np.ndarray]:
   """What else the method draws of a batch of canvases, {what: float [B, H, W] in 0..1}; nothing for most."""
   if network.maps is None:
     return {}
-  found = _mapper(network.maps)(network.state, batch["image"], batch["size"])
-  return {what: np.asarray(values) for what, values in found.items()}
+  return _mapper(network.maps)(network.state, {name: batch[name] for name in ("image", "size")})
 
 
 @functools.cache
 def _mapper(maps: Callable) -> Callable:
-  return jax.jit(lambda state, images, sizes: maps(state, inference.prepare(images, sizes)))
+  return parallel.per_example(lambda state, batch: maps(state, inference.prepare(batch["image"], batch["size"])))

@@ -411,7 +411,7 @@ def test_predictions_of_images_without_labels_at_their_own_sizes(finished, tmp_p
   ("--scales=0.5,x", "--scales: '0.5,x'"), ("--scales=0", "--scales: '0'"), ("--scales=1,-1", "above 0"),
   ("--scales=nan", "above 0"), ("--scales=", "above 0"), ("--sliding=512", "HEIGHTxWIDTH"),
   ("--sliding=0x8", "HEIGHTxWIDTH"), ("--protocol=nthu14", "'nthu14'"), ("--protocol=camvid11", "pavement"),
-  ("--stage=round_7", "source, round_2"), ("--stage=round_1", "source, round_2"), ("--config.seed=3", "the run is over"),
+  ("--stage=round_7", "source, round_2"), ("--stage=round_1", "source, round_2"), ("--config.seed=3", "test.FIELD, "),
   ("--config.test.kind=", "nothing to score"), ("--config.test.numm=3", "did you mean test.num?"),
 ])  # fmt: skip
 def test_what_a_user_can_mend(finished, capsys, flag, said):

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 from jax import export as jax_export
 
@@ -20,7 +22,7 @@ from tests.tiny import picture, tiny
 def test_the_file_gives_the_labels_that_the_run_predicts(size, workdir, exported, tmp_path):
   path = exported
   if size:
-    path = tmp_path / "model"
+    path = tmp_path / "model.stablehlo"
     assert export.main(["--workdir", str(workdir), "--out", str(path), "--size", f"{size[0]}x{size[1]}"]) == 0
   height, width = size or (32, 64)
   images = np.stack([picture(height, width, seed) for seed in range(3)])
@@ -60,6 +62,22 @@ def test_labels_are_those_of_the_image_without_its_padding():
     np.testing.assert_array_equal(low[0], views["low"][0])
 
 
+@pytest.mark.parametrize("size", [None, (36, 60)])
+def test_a_canvas_that_is_no_multiple_of_32(size, workdir, tmp_path):
+  """The file sees it padded, unless it was made for it."""
+  shutil.copytree(workdir, tmp_path / "run")
+  config = json.loads((workdir / "config.json").read_text())
+  (tmp_path / "run/config.json").write_text(json.dumps({**config, "canvas": [36, 60]}))
+  export.export(tmp_path / "run", tmp_path / "model.stablehlo", size=size)
+  run, file = trained.load(tmp_path / "run"), trained.load(tmp_path / "model.stablehlo")
+  assert run.canvas == file.canvas == (36, 60)
+  for image in (picture(36, 60), picture(70, 31)):
+    ours, theirs = (network.predict(image) for network in (file, run))
+    assert ours.shape == theirs.shape
+    inside = slice(None) if size else slice(-(-ours.shape[0] * 3 // 4))  # it has no padding above
+    assert (ours == theirs)[inside].mean() > (0.999 if size else 0.6)
+
+
 def test_any_multiples_of_32_in_batches_of_any_size(exported):
   function = jax_export.deserialize(bytearray(exported.read_bytes()))
   assert function.platforms == ("cpu", "cuda", "tpu")
@@ -91,6 +109,8 @@ def test_weights_go_out_by_torchvisions_names_and_come_back(workdir, tmp_path):
   assert not (tmp_path / "encoder.safetensors.json").exists()
   arrays = safetensors.numpy.load_file(tmp_path / "encoder.safetensors")
   variables = jax.device_get(trained.load(workdir).state.networks["segmenter"].variables)
+  with safetensors.safe_open(tmp_path / "encoder.safetensors", "np") as file:
+    assert file.metadata()["network.backbone"] == "resnet10" and "0.485" in file.metadata()["images"]
   backbone = variables["params"]["backbone"]
   np.testing.assert_array_equal(arrays["conv1.weight"], backbone["conv1"]["kernel"].transpose(3, 2, 0, 1))
   zeros = jax.tree.map(np.zeros_like, variables)
@@ -105,10 +125,11 @@ def test_what_a_person_can_mend_is_one_line(workdir, tmp_path, capsys):
     (["--workdir", str(tmp_path)], "holds no run"),
     (["--workdir", str(workdir), "--size", "64"], "--size: '64' will not do"),
     (["--workdir", str(workdir), "--stage", "end"], "no checkpoint of the end of 'end'"),
-    (["--workdir", str(workdir), "--config.seed=1"], "--config.seed: the run is over; leave it out"),
+    (["--workdir", str(workdir), "--config.seed=1"], "--config.seed cannot be set here; leave it out"),
     (["--workdir", str(workdir), "--size", "64x64", "--out", str(tmp_path / "a.safetensors")], "--size: weights have none"),
+    (["--workdir", str(workdir), "--out", str(tmp_path / "a.pth")], "a.pth will not do; name a file .stablehlo"),
   ):
-    assert export.main(["--out", str(tmp_path / "model"), *flags]) == 2
+    assert export.main(["--out", str(tmp_path / "model.stablehlo"), *flags]) == 2
     line = capsys.readouterr().err.strip()
     assert line.startswith("error: ") and said in line and "\n" not in line
   assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_uda import predict, trained
+from jax_uda import export, predict, trained
 from jax_uda.data.label_spaces import CITYSCAPES19, colorize
 from jax_uda.errors import UserError
 from jax_uda.trained import Manner
@@ -105,6 +106,26 @@ def test_an_exported_file_predicts_what_its_run_does(flags, workdir, exported, f
   assert made["stage"] == "source" and made["origin"] == str(exported)
 
 
+def test_earlier_predictions_and_hidden_folders_are_no_images(workdir, tmp_path):
+  (tmp_path / ".venv").mkdir()
+  for path in ("a.png", ".venv/b.png"):
+    Image.fromarray(picture(32, 64)).save(tmp_path / path)
+  for _ in range(2):
+    predict.predict(workdir, [str(tmp_path)], tmp_path / "out", maps=True)
+  predict.predict(workdir, [str(tmp_path / "*")], tmp_path)
+  assert sorted(path.name for path in tmp_path.rglob("*.png") if path.parent.name == "labels") == ["a.png", "a.png"]
+  assert list(predict.find_images([str(tmp_path / "out")])) == [
+    f"{kind}/a" for kind in ("colors", "labels", "maps/agreement", "maps/confidence", "overlays")
+  ]
+
+
+def test_equal_images_have_equal_maps_wherever_they_are(workdir):
+  network = trained.load(workdir)
+  batch = {"image": np.stack(8 * [picture(32, 64)]), "size": np.int32(8 * [(32, 64)])}  # two a device
+  (drawn,) = trained.draw_maps(network, batch).values()
+  assert 0 < drawn.mean() < 1 and all(np.array_equal(one, drawn[0]) for one in drawn)
+
+
 def test_names(folder, tmp_path):
   assert list(predict.find_images([str(folder / "night"), str(folder / "a.png")])) == ["c", "left/b", "a"]
   assert list(predict.find_images([str(folder / "n*" / "*.jpg")])) == ["night/c"]
@@ -145,34 +166,50 @@ def test_what_a_person_can_mend_is_one_line(workdir, folder, tmp_path, capsys):
   image, out = ["--images", folder / "a.png"], ["--out", tmp_path / "out"]
   assert "holds no run" in one_line(capsys, "--workdir", tmp_path, *image, *out)
   assert "no checkpoint of the end of 'end'" in one_line(capsys, "--workdir", workdir, *image, *out, "--stage", "end")
-  assert "what can be set is eval_batch, threads" in one_line(capsys, "--workdir", workdir, *image, *out, "--config.seed=1")
+  assert "what can be is eval_batch, threads" in one_line(capsys, "--workdir", workdir, *image, *out, "--config.seed=1")
   assert "none of the 1 images" in one_line(capsys, "--workdir", workdir, "--images", folder / "torn.png", *out)
   assert "leave out --scales" in one_line(
     capsys, "--workdir", workdir, *image, *out, "--scales", "0.5", "--sliding", "32x32"
   )
 
 
-def test_an_exported_file_that_will_not_do_is_one_line(exported, folder, tmp_path, capsys):
+def test_an_exported_file_that_will_not_do_is_one_line(workdir, exported, folder, tmp_path, capsys):
   there = ["--images", folder / "a.png", "--out", tmp_path / "out"]
   (tmp_path / "torn").write_bytes(exported.read_bytes()[:999])
   shutil.copy(f"{exported}.json", tmp_path / "torn.json")
-  (tmp_path / "alone").write_bytes(exported.read_bytes())
+  (tmp_path / "encoder.safetensors").write_bytes(b"")
+  export.export(workdir, tmp_path / "fixed.stablehlo", size=(32, 64))
+  for name in ("alone", "poor", "other"):
+    (tmp_path / name).write_bytes(exported.read_bytes())
+  (tmp_path / "poor.json").write_text('{"name": "", "classes": ["a"]}')
+  meaning = json.loads(Path(f"{exported}.json").read_text())
+  (tmp_path / "other.json").write_text(json.dumps({**meaning, "classes": meaning["classes"][:3]}))
   for flags, said in (
     (["--model", tmp_path / "absent"], "absent is not there; check the path"),
-    (["--model", tmp_path], "is a folder"),
+    (["--model", tmp_path], "name a run's folder by --workdir, or a file of jax_uda.export by --model"),
+    (["--workdir", exported], "name a run's folder by --workdir, or a file of jax_uda.export by --model"),
     (["--model", tmp_path / "torn"], "torn is damaged or no file of jax_uda.export"),
+    (["--model", tmp_path / "poor"], "poor.json is no description of a network (KeyError('colors'))"),
+    (["--model", tmp_path / "other"], "other.json has 3 classes, the network in"),
+    (["--model", tmp_path / "encoder.safetensors"], "holds weights alone"),
     (["--model", tmp_path / "alone"], "alone.json is not there"),
     (["--model", exported, "--stage", "source"], "holds one network"),
-    (["--model", exported, "--sliding", "30x32"], "looks at multiples of 32 pixels, not 30x32"),
-    (["--model", exported, "--config.seed=1"], "what can be set is eval_batch, threads"),
+    (["--model", tmp_path / "fixed.stablehlo", "--scales", "2"], "sees 32x64 pixels, not 64x128; export it without --size"),
+    (["--model", exported, "--config.seed=1"], "what can be is eval_batch, threads"),
   ):
     assert said in one_line(capsys, *flags, *there)
 
 
-def test_too_little_memory_is_told_in_one_line(workdir, folder, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no 9 bytes are left."), MemoryError()])
+@pytest.mark.parametrize(("where", "flags", "advice"), [
+  ("load", [], "turn down --scales, or"),
+  ("predictions", [], "turn down --scales, or"),
+  ("predictions", ["--sliding", "32x32", "--config.eval_batch=3"], "turn down --config.eval_batch=3, --sliding, or"),
+])  # fmt: skip
+def test_too_little_memory_is_told_in_one_line(error, where, flags, advice, workdir, folder, tmp_path, capsys, monkeypatch):
   def full(*_):
-    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+    raise error
 
-  monkeypatch.setattr(trained, "predictions", full)
-  said = one_line(capsys, "--workdir", workdir, "--images", folder, "--out", tmp_path)
-  assert "out of memory; turn down --scales, or give smaller images" in said
+  monkeypatch.setattr(trained, where, full)
+  said = one_line(capsys, "--workdir", workdir, "--images", folder, "--out", tmp_path, *flags)
+  assert f"out of memory; {advice} give smaller images" in said

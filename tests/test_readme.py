@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,7 +24,7 @@ def python_block(importing: str) -> str:
   return block
 
 
-def longest(block: str) -> int:
+def num_lines(block: str) -> int:
   return sum(bool(line.strip()) for line in block.splitlines())
 
 
@@ -43,7 +44,7 @@ def place(workdir, exported, tmp_path, monkeypatch):
 
 def test_the_library(place, capsys):
   block = python_block("import jax_uda")
-  assert longest(block) <= 15
+  assert num_lines(block) <= 15
   (place / "library.py").write_text(block)
   found = runpy.run_path(str(place / "library.py"))
   labels, selected, probabilities = (np.asarray(found[name]) for name in ("labels", "pseudo_labels", "probabilities"))
@@ -59,7 +60,7 @@ def test_the_library(place, capsys):
 
 def test_a_program_without_this_package(place):
   block = python_block("from jax import export")
-  assert longest(block) <= 15
+  assert num_lines(block) <= 15
   (place / "plain.py").write_text(WITHOUT_THIS_PACKAGE + block + "np.save('labels.npy', labels)\n")
   subprocess.run([sys.executable, "plain.py"], check=True, cwd=place)
   expected = jax_uda.load("runs/demo").predict(cv2.imread("photo.png")[..., ::-1])
@@ -69,6 +70,16 @@ def test_a_program_without_this_package(place):
 
 def test_images_of_other_kinds_are_an_error(workdir):
   network = jax_uda.load(workdir)
-  for image in (np.zeros((32, 64, 3)), np.zeros((32, 64), np.uint8), [[1]], np.zeros((0, 4, 3), np.uint8)):
+  wrong = [np.zeros((32, 64, 3)), np.zeros((32, 64), np.uint8), np.zeros((0, 4, 3), np.uint8)]
+  for image in (*wrong, [[1]], jnp.zeros((8, 8, 3), jnp.uint8)):
     with pytest.raises(jax_uda.UserError, match=r"give a NumPy array uint8 \[H, W, 3\], RGB"):
       network.predict(image)
+  network.predict(picture(9, 7))[:] = 255  # it is the caller's
+
+
+@pytest.mark.parametrize(("fields", "said"), [
+  ({"scales": ()}, "give one at least"), ({"scales": (0.5,), "window": (32, 32)}, "leave out one of the two"),
+])  # fmt: skip
+def test_manners_that_mean_nothing_are_an_error(fields, said):
+  with pytest.raises(jax_uda.UserError, match=said):
+    jax_uda.Manner(**fields)

@@ -140,6 +140,13 @@ def test_what_does_not_fit_is_one_error(variables, arrays, file):
   np.testing.assert_array_equal(new["bn1"]["bias"], arrays["bn1.bias"])
 
 
+def test_names_in_a_part_that_the_network_has_are_not_left_out(variables, arrays, file):
+  arrays["layer4.1.conv2.weight_orig"] = arrays.pop("layer4.1.conv2.weight")
+  with pytest.raises(UserError) as error:
+    load(save(file, arrays), variables)
+  assert_one_line(error, "1 missing there: layer4.1.conv2.weight; 1 unknown: layer4.1.conv2.weight_orig;")
+
+
 def test_a_long_list_of_names_is_cut_with_its_count_and_printed_whole(variables, arrays, file, capsys):
   only = {name: arrays[name] for name in ("conv1.weight", "bn1.bias")}
   with pytest.raises(UserError) as error:

@@ -98,7 +98,8 @@ def eval_batches(
   Returns:
     An iterator of {image uint8 [b, H, W, 3], label uint8 [b, H, W], size int32 [b, 2] of the content, full_size int32
     [b, 2] of the decoded image, index int32 [b] in the source, valid bool [b] false for repetitions, id tuple of str,
-    full_label tuple of uint8 [h, w] as decoded, or None where there is no label}.
+    full_image tuple of uint8 [h, w, 3] as decoded, full_label tuple of uint8 [h, w] likewise, or None where there is no
+    label}.
 
   Raises:
     UserError: while iterating, an image that cannot be read.
@@ -120,6 +121,7 @@ def eval_batches(
       "index": index.astype(np.int32),
       "valid": (places[step] < count) & [example.get("index", i) == i for example, i in zip(examples, index, strict=True)],
       "id": tuple(example["id"] for example in examples),
+      "full_image": tuple(example["image"] for example in examples),
       "full_label": labels,
     }
 

@@ -331,7 +331,7 @@ def proxy_labels(
 
 def agreement_map(state: State, images: jax.Array, *, model: BranchedSegmenter) -> dict[str, jax.Array]:
   """Where the branches agree, 1, and where not, 0, float [B, H, W] (figure 4); always by the same draw of their votes."""
-  keys = jax.random.split(jax.random.key(0), len(images))
+  keys = jnp.repeat(jax.random.split(jax.random.key(0), 1), len(images))
   (low, _), changed = model.apply(state.networks["segmenter"].variables, images, keys=keys, mutable=["votes"])
   logits, cast = _upsampled(low, images.shape[1:3]), _upsampled(votes(low, changed), images.shape[1:3])
   return {"agreement": agreement.agreement(cast, agreement.proxy_labels(logits)).astype(jnp.float32)}

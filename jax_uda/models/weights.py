@@ -40,8 +40,10 @@ MXNET_LEAVES = {
 }
 AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}  # where PyTorch's and MXNet's axes are in ours: OI from IO, OIHW from HWIO
 CLASSIFIERS = re.compile(r"(rate\d+_)?logits|score_(fc7|pool4|pool3)")  # layers with an output for each class
-# What a file may have and a network need not: classifiers, a layer4, and how many batches BatchNorm has seen.
-LEFT_OUT = re.compile(r"(fc|layer4|classifier)\..*|.*\.num_batches_tracked|(conv6a|linear\d+)_(weight|bias)")
+# What a file may have and a network need not: classifiers, and how many batches BatchNorm has seen; and parts of it, where
+# the network has nothing of them.
+LEFT_OUT = re.compile(r"(fc|classifier\.6)\..*|.*\.num_batches_tracked|(conv6a|linear\d+)_(weight|bias)")
+PARTS_LEFT_OUT = ("layer4", "classifier")
 NESTED = ("state_dict", "model", "network", "net")  # where training scripts put a network's tensors among other things
 SAFE_TORCH = (2, 10)  # the weights-only loaders before it could be made to run code, or to corrupt memory
 MOST_NAMES = 20  # of one kind in an error line
@@ -127,7 +129,8 @@ def load(path: str, variables: Variables, partial: bool = False) -> tuple[Variab
     raise UserError(
       f"nothing in the weights {path} fits this network; expected {whose} names of its backbone, and its width"
     )
-  unknown = [name for name in report.unused if not LEFT_OUT.fullmatch(name)]
+  parts = set(PARTS_LEFT_OUT) - {name.partition(".")[0] for name in names.values()}
+  unknown = [one for one in report.unused if not LEFT_OUT.fullmatch(one) and one.partition(".")[0] not in parts]
   _settle(f"the weights {path} do not fit this network", report, unknown, partial, "mend the file")
   return new, report
 

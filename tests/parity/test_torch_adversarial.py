@@ -169,7 +169,9 @@ def test_resnet101_from_a_file(dilated, tmp_path):
   torch.save(state, tmp_path / "resnet101.pth")
   variables, report = load(str(tmp_path / "resnet101.pth"), empty(Segmenter(5, "resnet101", width=1 / 16), x))
   assert len(report.loaded) == len([name for name in state if "num_batches" not in name])
-  for name, array in torchvision_arrays(variables).items():  # and back
+  arrays = torchvision_arrays(variables)  # and back
+  assert set(arrays) == {name for name in state if "num_batches" not in name}
+  for name, array in arrays.items():
     np.testing.assert_array_equal(array, state[name].numpy())
   maps = jax.jit(ours.apply)(backbone_of(variables), x)
   for mine, other in zip(maps, theirs(nchw(x)), strict=True):

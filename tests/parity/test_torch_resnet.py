@@ -125,6 +125,21 @@ class TorchResNet18(nn.Module):
     return self.fc(self.features(x).mean((2, 3)))
 
 
+@pytest.mark.parametrize("size", [(65, 97), (64, 42)])
+def test_resnet18_segmenters_logits(size, tmp_path):
+  theirs, head = randomise(TorchResNet18(dilated=True)), randomise(torch_head(512, 24, 7, 12))
+  safetensors.torch.save_file(theirs.state_dict(), tmp_path / "resnet18.safetensors")
+  x = images(*size)
+  ours = Segmenter(7, "resnet18", head_channels=24)
+  variables, _ = load(str(tmp_path / "resnet18.safetensors"), empty(ours, x))
+  state = {name: value.numpy() for name, value in head.state_dict().items()}
+  variables["params"]["head"] = {
+    layer: {"kernel": state[f"{i}.weight"].transpose(2, 3, 1, 0), "bias": state[f"{i}.bias"]}
+    for layer, i in (("conv", 0), ("logits", 2))
+  }
+  assert_equal_to_rounding(jax.jit(ours.apply)(variables, x)[0], head(theirs.features(nchw(x))))
+
+
 @pytest.mark.parametrize(("output_stride", "size"), [(32, (65, 97)), (32, (64, 50)), (8, (65, 97)), (8, (33, 42))])
 def test_resnet18_from_a_file_computes_what_torch_does(output_stride, size, tmp_path):
   theirs = randomise(TorchResNet18(dilated=output_stride == 8))
@@ -223,6 +238,7 @@ def mxnet_name(name):
 def test_resnet38_segmenter_from_a_file_computes_what_torch_does(size, tmp_path):
   trunk = torch_resnet38(16)
   theirs = randomise(nn.ModuleDict({"trunk": trunk, "head": torch_head(256, 24, 7, 12)}))
+  trunk["bn7"].running_var.fill_(1e-6)  # so that another epsilon would show
   x = images(*size)
   ours = Segmenter(7, "resnet38", width=1 / 16, head_channels=24)
   state = {name: value for name, value in theirs.state_dict().items() if "num_batches" not in name}
