@@ -74,9 +74,9 @@ def check(experiment: Experiment) -> State:
       # The batch of one device; the others' are alike.
       step = jax.vmap(kind.apply, (None, 0, None), None, axis_name=DEVICE_AXIS, axis_size=1)
       state, _ = jax.eval_shape(step, state, batches, jax.random.key(0))
-    logits = jax.eval_shape(experiment.predict, state, jax.ShapeDtypeStruct((1, *canvas, 3), jnp.float32))
-    if logits.shape[-1] != len(experiment.space.classes):
-      raise UserError(f"the network predicts {logits.shape[-1]} classes, the data have {len(experiment.space.classes)}")
+  logits = jax.eval_shape(experiment.predict, state, jax.ShapeDtypeStruct((1, *canvas, 3), jnp.float32))
+  if logits.shape[-1] != len(experiment.space.classes):
+    raise UserError(f"the network predicts {logits.shape[-1]} classes, the data have {len(experiment.space.classes)}")
   return state
 
 

@@ -4,6 +4,7 @@ import json
 import sys
 
 import jax
+import numpy as np
 
 if __name__ == "__main__":
   index, count, port = map(int, sys.argv[1:])
@@ -18,7 +19,11 @@ if __name__ == "__main__":
   config = tiny("self_training")
   config.test.num = 5  # does not divide over processes and devices
   opened = experiment.open_experiment(config)
-  state = parallel.replicate(opened.method.init(opened.config, jax.random.key(0)))
+  shapes, rng = jax.eval_shape(lambda: opened.method.init(opened.config, jax.random.key(0))), np.random.default_rng(0)
+  # Initialisers would take long to compile.
+  draw = {True: lambda shape: rng.normal(0, 0.3, shape), False: lambda shape: rng.uniform(0.1, 1, shape)}
+  state = jax.tree.map(lambda x: draw[x.ndim > 1](x.shape).astype(x.dtype), shapes)
+  state = parallel.replicate(state)
   with StopSignal() as stop:
     found = evaluate.score(trained.of(opened, state), opened.datasets["test"], "scoring", stop)
   big = parallel.sum_over_processes(found * 2**40)  # beyond 32 bits

@@ -449,7 +449,7 @@ def test_scoring_needs_neither_source_nor_weights(finished, tmp_path, monkeypatc
 def test_processes_score_together():
   """Two processes of four devices find what one finds, each all of it."""
   script = Path(__file__).parent / "scored_by_processes.py"
-  environment = {**os.environ, "PYTHONPATH": str(script.parents[1]), "XLA_FLAGS": ""}
+  environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = str(free.getsockname()[1])
@@ -462,7 +462,7 @@ def test_processes_score_together():
   alone, *both = (process.communicate(timeout=240)[0] for process in [start(0, 1), start(0, 2), start(1, 2)])
   alone, *both = (json.loads(out.splitlines()[-1]) for out in (alone, *both))
   assert both[0] == both[1] and both[0]["confusion"] == alone["confusion"]
-  assert np.sum(alone["confusion"]) > 0
+  assert np.count_nonzero(np.sum(alone["confusion"], axis=0)) > 3  # classes are predicted
   np.testing.assert_array_equal(both[0]["big"], 2 * np.array(alone["confusion"]))
 
 
