@@ -13,13 +13,13 @@ from jax_uda.errors import UserError
 
 @dataclass(frozen=True)
 class BadImages:
-  """The images that a run could not read: each is named once, and one more than `limit` is an error.
+  """The images that could not be read: each is named once, and one more than `limit` is an error; None allows all.
 
   Kept in the file `path`, so that later stages and a resumed run count on. Safe from several threads.
   """
 
   path: epath.Path
-  limit: int
+  limit: int | None
   # One for all: the threads of a stage may still read ahead while the next one begins.
   _lock: ClassVar[threading.Lock] = threading.Lock()
 
@@ -30,10 +30,11 @@ class BadImages:
       known = report.read_json(self.path) if self.path.exists() else []
       if said in known:
         return
-      if len(known) >= self.limit:
+      if self.limit is not None and len(known) >= self.limit:
         raise UserError(f"{said}; or allow more than config.max_bad_images={self.limit}") from error
       report.write_json(self.path, [*known, said])
-      print(f"passed over, {len(known) + 1} of at most {self.limit} bad images: {said}", flush=True)
+      number = "" if self.limit is None else f", {len(known) + 1} of at most {self.limit} bad images"
+      print(f"passed over{number}: {said}", flush=True)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
@@ -91,8 +92,7 @@ def take_networks(directory: epath.PathLike, place: int, state: State) -> State:
   path = epath.Path(directory).absolute()
   if not (path / str(place)).is_dir():
     raise UserError(f"{path} holds no finished stage `source`; let that run finish it, or name another")
-  with ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-    found = manager.restore(place, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]["networks"]
+  found = _read(path, place)["networks"]
   shared = sorted(set(found) & set(state.networks))
   if not shared:
     raise UserError(f"{path} holds the networks {sorted(found)}, this run wants {sorted(state.networks)}")
@@ -115,13 +115,23 @@ def last_network(workdir: epath.PathLike, name: str) -> tuple[tuple[str, ...], d
   if not results.exists() or not report.read_json(results)["final"]:
     raise UserError(f"config.weights: {workdir} holds no finished run; let it finish, or name another")
   path = (epath.Path(workdir) / "checkpoints").absolute()
-  with ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-    found = manager.restore(manager.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore()))
-  networks = found["state"]["networks"]
+  networks = _read(path)["networks"]
   if name not in networks:
     raise UserError(f"config.weights: {workdir} holds the networks {sorted(networks)}, none of them {name}; name another")
   variables = {"params": networks[name]["params"], "batch_stats": networks[name]["batch_stats"] or {}}
   return report.read_classes(workdir).classes, variables
+
+
+def _read(path: epath.Path, place: int | None = None) -> dict[str, Any]:
+  """The state of a checkpoint, the last one unless its place is given, as plain dictionaries."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)  # Orbax warns that what is only read is only read
+  try:
+    with ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+      place = manager.latest_step() if place is None else place
+      return manager.restore(place, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+  finally:
+    logging.set_verbosity(verbosity)
 
 
 def _starts(steps: Sequence[int]) -> np.ndarray:

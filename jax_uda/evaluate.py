@@ -104,6 +104,7 @@ Of the config, what only scoring needs can be set by --config.FIELD=VALUE: the t
 {fields}.
 """
 
+STAGE_HELP = "at whose end: source or the last one finished, as only their checkpoints are kept; without it the last one"
 SETTABLE = ("test.", "data_dir", "absent_as_zero", *trained.SETTABLE)  # of the config
 
 
@@ -189,11 +190,14 @@ def parse_size(text: str, flag: str) -> tuple[int, int]:
   return int(found[1]), int(found[2])
 
 
+WINDOWS_HELP = "in place of whole images, windows at their own resolution, which should be training's; without --scales"
+
+
 def add_manner(parser: argparse.ArgumentParser) -> None:
   """The flags of which `manner_of` makes a `Manner`."""
   parser.add_argument("--scales", default="1", metavar="0.5,0.75,1.0", help="of the canvas that images are fitted to")
   parser.add_argument("--flip", action="store_true", help="average with the mirror image")
-  parser.add_argument("--sliding", metavar="HEIGHTxWIDTH", help="windows at the images' own resolution")
+  parser.add_argument("--sliding", metavar="HEIGHTxWIDTH", help=WINDOWS_HELP)
 
 
 def manner_of(flags: argparse.Namespace) -> Manner:
@@ -209,13 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Scores a run, prints the table, and returns the exit status."""
   parser = commands.parser("evaluate", HELP.format(fields=", ".join(SETTABLE[1:])))
   parser.add_argument("--workdir", required=True, metavar="DIR", help="of the run")
-  parser.add_argument(
-    "--stage",
-    default="",
-    metavar="NAME",
-    help="the stage at whose end to score: source or the last one finished, as only their checkpoints are kept; without it "
-    "the last one",
-  )
+  parser.add_argument("--stage", default="", metavar="NAME", help=STAGE_HELP)
   parser.add_argument("--protocol", metavar="NAME", help="what is scored; without it the run's own protocol")
   add_manner(parser)
   parser.add_argument("--predictions", metavar="DIR", help="write the predictions here, as <image id>.png")

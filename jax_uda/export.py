@@ -17,8 +17,8 @@ from jax_uda.data import transforms
 from jax_uda.errors import UserError
 from jax_uda.experiment import reopen
 from jax_uda.models import weights
+from jax_uda.models.segmenter import STRIDE
 from jax_uda.state import State
-from jax_uda.trained import MULTIPLE
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 NETWORK, WEIGHTS = ".stablehlo", ".safetensors"
@@ -31,10 +31,8 @@ Writes the network of a run for other programs, in the format that the name of -
 FILE{NETWORK}: the whole network, for CPU, GPU and TPU. jax.export.deserialize reads it without this package; with it,
 python -m jax_uda.predict --model does. The function takes images uint8 [B, H, W, 3], RGB, and how much of each is image,
 int32 [B, 2], what lies below and to the right of that being padding. It gives train ids uint8 [B, H, W], and
-log-probabilities float16 [B, h, w, C], as small as the network has them. B is free; so are H and W, multiples of
-{MULTIPLE}, unless --size fixes them. FILE{NETWORK}.json says which classes and colours the ids are, and the canvas, at
-whose size the network has learnt. Where that is no multiple of {MULTIPLE}, labels near the padding differ a little from
-those of predict --workdir; with --size of the canvas none do.
+log-probabilities float16 [B, h, w, C], as small as the network has them. B is free; so are H and W, unless --size fixes
+them. FILE{NETWORK}.json says which classes and colours the ids are, and the canvas, at whose size the network has learnt.
 
 FILE{WEIGHTS}: the weights of the backbone (ResNet-18, -50, -101, VGG16) by torchvision's names, for PyTorch; its
 metadata say what network it is.
@@ -46,11 +44,12 @@ def segment(predict: Callable, state: State, images: jax.Array, sizes: jax.Array
 
   Args:
     predict: a method's.
-    images: uint8 [B, H, W, 3]; where H and W are free, they are multiples of `MULTIPLE`.
+    images: uint8 [B, H, W, 3].
     sizes: int32 [B, 2], the pixels that are image and not padding.
   """
-  small = jax.eval_shape(predict, state, jax.ShapeDtypeStruct((1, MULTIPLE, MULTIPLE, 3), jnp.float32))
-  cell = (inference.stride((MULTIPLE, MULTIPLE), small.shape[1:3]),) * 2
+  # Known from a small image, as H and W may be symbols.
+  small = jax.eval_shape(predict, state, jax.ShapeDtypeStruct((1, STRIDE, STRIDE, 3), jnp.float32))
+  cell = (inference.stride((STRIDE, STRIDE), small.shape[1:3]),) * 2
   low = inference.low_outputs(predict)(state, images, sizes)
   scores = jax.vmap(lambda x: inference.upsample(jnp.exp(x.astype(jnp.float32)), images.shape[1:3], cell))(low)
   return inference.most_likely(scores), low
@@ -58,7 +57,7 @@ def segment(predict: Callable, state: State, images: jax.Array, sizes: jax.Array
 
 def exported(predict: Callable, state: State, size: tuple[int, int] | None) -> bytes:
   """`segment`, the state inside it, as a file's content; for images of one size, or of any."""
-  height, width = size or (f"{MULTIPLE}*h", f"{MULTIPLE}*w")
+  height, width = size or ("h", "w")
   shape = jax_export.symbolic_shape(f"b, {height}, {width}, 3")
   images, sizes = jax.ShapeDtypeStruct(shape, jnp.uint8), jax.ShapeDtypeStruct((shape[0], 2), jnp.int32)
   function = jax.jit(lambda images, sizes: segment(predict, state, images, sizes))
@@ -74,7 +73,7 @@ def export(
     workdir: the run's.
     out: the file, .stablehlo or .safetensors.
     stage: at whose end; empty: the last one finished.
-    size: (H, W) of the images; None: any multiples of `MULTIPLE`.
+    size: (H, W) of the images; None: any.
 
   Raises:
     UserError: there is no such run, stage or format, or its backbone has no names in torchvision.
@@ -105,8 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = commands.parser("export", HELP)
   parser.add_argument("--workdir", required=True, metavar="DIR", help="of the run")
   parser.add_argument("--out", required=True, metavar="FILE", help=f"what is written, {NETWORK} or {WEIGHTS}")
-  parser.add_argument("--stage", default="", metavar="NAME", help="at whose end; without it the last one")
-  parser.add_argument("--size", metavar="HEIGHTxWIDTH", help=f"of the images; without it any multiples of {MULTIPLE}")
+  parser.add_argument("--stage", default="", metavar="NAME", help=evaluate.STAGE_HELP)
+  parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="of the images; without it any")
   flags, overrides = commands.parse(parser, argv)
 
   def action() -> None:

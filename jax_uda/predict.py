@@ -22,6 +22,7 @@ from jax_uda.data import transforms
 from jax_uda.data.label_spaces import LabelSpace, colorize
 from jax_uda.data.sources import FileSource
 from jax_uda.errors import UserError
+from jax_uda.experiment import differences
 from jax_uda.pictures import grey, write_png
 from jax_uda.stopping import StopSignal
 from jax_uda.trained import WHOLE_ONCE, Manner, Prediction, TrainedNetwork
@@ -38,8 +39,9 @@ image, each a PNG of the image's size.
   python -m jax_uda.predict --model demo.stablehlo --images photos --out predictions
 
 Images are files ({', '.join(SUFFIXES)}), folders with all that lie below them, and patterns; they are turned as their EXIF
-says. One that cannot be read is passed over, and named at the end. NAME becomes `DIR/{{labels,colors,overlays}}/NAME.png`;
-below a folder that was named, it keeps its subfolders. `DIR/classes.json` has the classes in the order of ids.
+says. One that cannot be read is passed over and told, and the exit status is 0 if there are others. NAME becomes
+`DIR/{{labels,colors,overlays}}/NAME.png`; it keeps its subfolders below a folder that was named, or below a pattern's part
+without `*`, and its suffix where that alone tells two images apart. `DIR/classes.json` has the classes in the order of ids.
 
 Maps (--maps) are of the confidence, the highest mean softmax; and, of a run, of what else its method draws (where the
 decoders of the curriculum agree) of the whole image, whatever --scales, --flip and --sliding say.
@@ -135,10 +137,10 @@ def predict(
     UserError: there is no run, file, stage or image, or there is not enough memory.
   """
   out, source, network = epath.Path(out), open_images(images, out), None
-  bad = BadImages(out / "unreadable.json", len(source))
+  bad = BadImages(out / "unreadable.json", limit=None)
   try:
     network = trained.load(origin, stage, overrides)
-    _claim(out, {"origin": str(origin), "stage": network.stage, **dataclasses.asdict(manner)})
+    _claim(out, source, {"origin": str(origin), "stage": network.stage, **dataclasses.asdict(manner)})
     bad.path.unlink(missing_ok=True)
     report.write_classes(out, network.space)
     with StopSignal() as stop, report.Progress(f"{network.stage} · predicting", len(source), "images") as bar:
@@ -148,6 +150,7 @@ def predict(
           write_png(out / "maps" / what / f"{predicted.id}.png", grey(values))
         bar.update(1)
         stop.check()
+      bar.update(len(report.read_json(bad.path)) if bad.path.exists() else 0)
   except (jax.errors.JaxRuntimeError, MemoryError) as error:
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
       raise
@@ -159,9 +162,13 @@ def predict(
   return report.read_json(bad.path) if bad.path.exists() else []
 
 
-def _claim(out: epath.Path, made_by: dict[str, Any]) -> None:
-  """Sees to it that nothing but earlier predictions is written over."""
+def _claim(out: epath.Path, source: FileSource, made_by: dict[str, Any]) -> None:
+  """Sees to it that nothing but predictions made alike is written over, and that they do not lie among the images."""
   mine = out / "predictions.json"
+  if any(path.parent.resolve() == out.resolve() for path in source.images):
+    raise UserError(f"--out: {out} has the images in it, which predictions would mix with; name a new folder")
+  if mine.exists() and (changes := differences(report.read_json(mine), report.plain(made_by))):
+    raise UserError(f"--out: {out} has predictions made otherwise ({'; '.join(changes)}); name a new folder")
   if not mine.exists() and (taken := [name for name in (*KINDS, "config.json", "classes.json") if (out / name).exists()]):
     raise UserError(f"--out: {out} has {', '.join(taken)} of another origin; name a new folder")
   report.write_json(mine, made_by)
@@ -197,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   origin.add_argument("--model", metavar="FILE", help="of jax_uda.export, in place of a run")
   parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="files, folders, or patterns in quotes")
   parser.add_argument("--out", required=True, metavar="DIR", help="where predictions go")
-  parser.add_argument("--stage", default="", metavar="NAME", help="at whose end; without it the last one")
+  parser.add_argument("--stage", default="", metavar="NAME", help=evaluate.STAGE_HELP)
   evaluate.add_manner(parser)
   parser.add_argument("--maps", action="store_true", help="also maps, black for 0 and white for 1")
   flags, overrides = commands.parse(parser, argv)
@@ -212,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unread = predict(origin, flags.images, flags.out, flags.stage, manner, flags.maps, overrides)
     print(f"predictions are in {flags.out}")
     if unread:
-      print(f"{len(unread)} could not be read, see {flags.out}/unreadable.json: {'; '.join(unread)}")
+      print(f"{len(unread)} could not be read, see {flags.out}/unreadable.json")
 
   return commands.exit_status(action, flags, goes_on=False)
 

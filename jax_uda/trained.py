@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax import export as jax_export
@@ -22,7 +22,6 @@ from jax_uda.experiment import Experiment, reopen
 from jax_uda.state import State
 
 SETTABLE = ("eval_batch", "threads")  # fields of a config that predicting needs and that change no prediction
-MULTIPLE = 32  # pixels: no network here has a larger stride, so each of its maps of such an image is whole
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Manner:
     window: (h, w) of windows over the images at their own resolution, in place of the whole images.
 
   Raises:
-    UserError: there is no scale, or scales beside a window.
+    UserError: something else than that, or scales beside a window.
   """
 
   scales: tuple[float, ...] = (1.0,)
@@ -43,8 +42,10 @@ class Manner:
   window: tuple[int, int] | None = None
 
   def __post_init__(self):
-    if not self.scales:
-      raise UserError("scales: there is none; give one at least, such as 1.0")
+    if not (isinstance(self.scales, tuple) and self.scales and all(0 < scale < math.inf for scale in self.scales)):
+      raise UserError(f"scales: {self.scales!r} will not do; give a tuple of numbers above 0, such as (0.5, 1.0)")
+    if self.window is not None and not (isinstance(self.window, tuple) and len(self.window) == 2 and min(self.window) > 0):
+      raise UserError(f"window: {self.window!r} will not do; give its height and width, such as (512, 1024)")
     if self.window and self.scales != (1.0,):
       raise UserError("windows see images at their own resolution, so scales mean nothing there; leave out one of the two")
 
@@ -157,16 +158,17 @@ def _load_file(path: epath.Path, stage: str, overrides: Sequence[str]) -> Traine
   set_fields(config, overrides)
   if path.suffix == ".safetensors":
     raise UserError(f"{path} holds weights alone; name a run's folder, or a .stablehlo file of jax_uda.export")
-  about = epath.Path(f"{path}.json")
-  for file in (path, about):
-    if not file.exists():
-      raise UserError(f"{file} is not there; name a run's folder, or a file of jax_uda.export with its .json beside it")
+  if not path.exists():
+    raise UserError(f"{path} is not there; name a run's folder, or a .stablehlo file of jax_uda.export")
   if stage:
     raise UserError(f"--stage: {path} holds one network; leave it out")
   try:
     function = jax_export.deserialize(bytearray(path.read_bytes()))
   except Exception as error:  # of many kinds, for files that are none
     raise UserError(f"{path} is damaged or no file of jax_uda.export ({type(error).__name__}); export it again") from error
+  about = epath.Path(f"{path}.json")
+  if not about.exists():
+    raise UserError(f"{about} is not there, which says what the labels of {path} mean; export both again")
   meaning = report.read_json(about)
   try:
     space = LabelSpace(meaning["name"], tuple(meaning["classes"]), tuple(map(tuple, meaning["colors"])))
@@ -181,11 +183,7 @@ def _load_file(path: epath.Path, stage: str, overrides: Sequence[str]) -> Traine
     shape = images.shape[1:3]
     if size and shape != size:
       raise UserError(f"{path} sees {size[0]}x{size[1]} pixels, not {shape[0]}x{shape[1]}; export it without --size")
-    whole = shape if size else tuple(-(-n // MULTIPLE) * MULTIPLE for n in shape)
-    padded = jnp.pad(images, ((0, 0), *((0, n - m) for n, m in zip(whole, shape, strict=True)), (0, 0)))
-    found = function.call(padded, sizes)[1]
-    cell = inference.stride(whole, found.shape[1:3])
-    return found[:, : -(-shape[0] // cell), : -(-shape[1] // cell)]
+    return function.call(images, sizes)[1]
 
   nothing = parallel.replicate(np.float32(0))  # the file has the state; an empty one would put pmap's axes out of step
   return TrainedNetwork(space, name, size or canvas, low, nothing, None, config.eval_batch, config.threads)

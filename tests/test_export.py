@@ -63,8 +63,7 @@ def test_labels_are_those_of_the_image_without_its_padding():
 
 
 @pytest.mark.parametrize("size", [None, (36, 60)])
-def test_a_canvas_that_is_no_multiple_of_32(size, workdir, tmp_path):
-  """The file sees it padded, unless it was made for it."""
+def test_a_canvas_of_any_size(size, workdir, tmp_path):
   shutil.copytree(workdir, tmp_path / "run")
   config = json.loads((workdir / "config.json").read_text())
   (tmp_path / "run/config.json").write_text(json.dumps({**config, "canvas": [36, 60]}))
@@ -72,36 +71,33 @@ def test_a_canvas_that_is_no_multiple_of_32(size, workdir, tmp_path):
   run, file = trained.load(tmp_path / "run"), trained.load(tmp_path / "model.stablehlo")
   assert run.canvas == file.canvas == (36, 60)
   for image in (picture(36, 60), picture(70, 31)):
-    ours, theirs = (network.predict(image) for network in (file, run))
-    assert ours.shape == theirs.shape
-    inside = slice(None) if size else slice(-(-ours.shape[0] * 3 // 4))  # it has no padding above
-    assert (ours == theirs)[inside].mean() > (0.999 if size else 0.6)
+    np.testing.assert_array_equal(*(network.predict(image) for network in (file, run)))
 
 
-def test_any_multiples_of_32_in_batches_of_any_size(exported):
+def test_any_size_in_batches_of_any_size(exported):
   function = jax_export.deserialize(bytearray(exported.read_bytes()))
   assert function.platforms == ("cpu", "cuda", "tpu")
-  for shape in ((1, 64, 32), (2, 96, 160)):
+  for shape in ((1, 64, 32), (2, 97, 161), (1, 1, 7)):
     labels, _ = function.call(np.zeros((*shape, 3), np.uint8), np.int32(shape[0] * [shape[1:]]))
     assert labels.shape == shape
-  with pytest.raises(ValueError):
-    function.call(np.zeros((1, 33, 64, 3), np.uint8), np.int32([[33, 64]]))
 
 
 @pytest.mark.parametrize(
   ("method", "backbone"),
   [("self_training", "fcn8s_vgg16"), ("mlsl", "resnet38"), ("curriculum", "resnet50"), ("adversarial", "vgg16")],
 )
-def test_every_kind_of_network_goes_out_for_any_multiples_of_32(method, backbone):
+def test_every_kind_of_network_goes_out_for_any_size(method, backbone):
   config = tiny(method)
   config.network.update({"backbone": backbone, "num_stages": 4})
   opened = reopen(config, CITYSCAPES19, scored=False)
   shapes = jax.eval_shape(lambda: opened.method.init(opened.config, jax.random.key(0)))
   state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   function = jax_export.deserialize(bytearray(export.exported(opened.predict, state, None)))
-  images, sizes = jax.ShapeDtypeStruct((2, 96, 160, 3), np.uint8), jax.ShapeDtypeStruct((2, 2), np.int32)
-  labels, low = jax.eval_shape(function.call, images, sizes)
-  assert labels.shape == (2, 96, 160) and low.shape[-1] == 19
+  for height, width in ((96, 160), (97, 35)):
+    images, sizes = jax.ShapeDtypeStruct((2, height, width, 3), np.uint8), jax.ShapeDtypeStruct((2, 2), np.int32)
+    labels, low = jax.eval_shape(function.call, images, sizes)
+    logits = jax.eval_shape(opened.predict, state, jax.ShapeDtypeStruct(images.shape, np.float32))
+    assert labels.shape == (2, height, width) and low.shape == logits.shape
 
 
 def test_weights_go_out_by_torchvisions_names_and_come_back(workdir, tmp_path):

@@ -51,7 +51,7 @@ def test_a_folder_of_images_of_several_sizes(workdir, folder, tmp_path, capsys):
   status = predict.main(["--workdir", str(workdir), "--images", str(folder), "--out", str(out), "--maps"])
   assert status == 0
   said = capsys.readouterr()
-  assert "1 could not be read" in said.out and "torn.png" in said.out and "unreadable image" in said.out
+  assert "1 could not be read" in said.out and "passed over: unreadable image" in said.out and "torn.png" in said.out
   assert "predicting" in said.err
   expected = {"labels", "colors", "overlays", "maps/confidence", "maps/agreement"}
   written = {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
@@ -92,7 +92,7 @@ def test_windows_and_mirror_images(workdir, folder, tmp_path):
   np.testing.assert_array_equal(found, np.asarray(expected.labels((32, 64)))[:32, :64])
 
 
-@pytest.mark.parametrize("flags", [[], ["--flip", "--scales", "1,2"], ["--sliding", "32x32"]])
+@pytest.mark.parametrize("flags", [[], ["--flip", "--scales", "1,2"], ["--sliding", "32x40"]])
 def test_an_exported_file_predicts_what_its_run_does(flags, workdir, exported, folder, tmp_path):
   for origin in (["--workdir", workdir], ["--model", exported]):
     flag, path = origin
@@ -112,8 +112,9 @@ def test_earlier_predictions_and_hidden_folders_are_no_images(workdir, tmp_path)
     Image.fromarray(picture(32, 64)).save(tmp_path / path)
   for _ in range(2):
     predict.predict(workdir, [str(tmp_path)], tmp_path / "out", maps=True)
-  predict.predict(workdir, [str(tmp_path / "*")], tmp_path)
-  assert sorted(path.name for path in tmp_path.rglob("*.png") if path.parent.name == "labels") == ["a.png", "a.png"]
+  assert [path.name for path in tmp_path.rglob("*.png") if path.parent.name == "labels"] == ["a.png"]
+  with pytest.raises(UserError, match="has the images in it"):
+    predict.predict(workdir, [str(tmp_path)], tmp_path)
   assert list(predict.find_images([str(tmp_path / "out")])) == [
     f"{kind}/a" for kind in ("colors", "labels", "maps/agreement", "maps/confidence", "overlays")
   ]
@@ -153,6 +154,10 @@ def test_only_predictions_are_written_over(workdir, folder, tmp_path, capsys):
   assert "has config.json, classes.json of" in one_line(capsys, "--workdir", workdir, *images, "--out", workdir)
   for _ in range(2):
     assert predict.main([*map(str, ("--workdir", workdir, *images, "--out", tmp_path / "mine"))]) == 0
+  before = (tmp_path / "mine/predictions.json").read_bytes()
+  said = one_line(capsys, "--workdir", workdir, *images, "--out", tmp_path / "mine", "--flip")
+  assert "has predictions made otherwise (flip: False -> True)" in said
+  assert (tmp_path / "mine/predictions.json").read_bytes() == before
 
 
 def one_line(capsys, *argv):

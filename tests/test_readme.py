@@ -78,7 +78,9 @@ def test_images_of_other_kinds_are_an_error(workdir):
 
 
 @pytest.mark.parametrize(("fields", "said"), [
-  ({"scales": ()}, "give one at least"), ({"scales": (0.5,), "window": (32, 32)}, "leave out one of the two"),
+  ({"scales": ()}, "numbers above 0"), ({"scales": 0.5}, "numbers above 0"), ({"scales": (1.0, 0.0)}, "numbers above 0"),
+  ({"window": 96}, "height and width"), ({"window": (0, 5)}, "height and width"),
+  ({"scales": (0.5,), "window": (32, 32)}, "leave out one of the two"),
 ])  # fmt: skip
 def test_manners_that_mean_nothing_are_an_error(fields, said):
   with pytest.raises(jax_uda.UserError, match=said):
