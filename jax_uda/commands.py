@@ -1,13 +1,19 @@
 """What the commands share: flags, and ends that a person or a script can tell apart."""
 
 import argparse
+import hashlib
+import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from jax_uda.errors import UserError
 from jax_uda.stopping import Interrupted
 
+KEPT_SECONDS = 0.0  # JAX leaves out by default what compiles within a second, which adds up
+KEPT_GIB = 4  # of the disk, beyond which what was not used for longest goes
 EXIT_MENDABLE, EXIT_STOPPED, EXIT_CTRL_C = 2, 75, 130
 EXITS = (
   f"exit status: 0 done, {EXIT_MENDABLE} something that you can mend (one line says what), {EXIT_STOPPED} stopped by "
@@ -48,6 +54,7 @@ def exit_status(action: Callable[[], object], flags: argparse.Namespace, goes_on
   again = f"to go on in {flags.workdir}" if goes_on else "to begin anew"
   from absl import logging  # here, so that --help is quick
 
+  keep_compilations()
   logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant here, such as reading another run's weights
   try:
     action()
@@ -63,6 +70,35 @@ def exit_status(action: Callable[[], object], flags: argparse.Namespace, goes_on
     print(f"stopped; run the same command again {again}", file=sys.stderr)
     return EXIT_STOPPED
   return 0
+
+
+def keep_compilations() -> None:
+  """Has JAX keep what it compiles, so that a second start is quick, in `~/.cache/jax_uda` (or `$XDG_CACHE_HOME/jax_uda`).
+
+  Left alone where `$JAX_COMPILATION_CACHE_DIR` or a program has set the place already, or where that cannot be written.
+  """
+  import jax
+
+  if jax.config.jax_compilation_cache_dir is not None:
+    return
+  folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jax_uda" / _processor()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)
+  jax.config.update("jax_compilation_cache_max_size", KEPT_GIB * 2**30)
+
+
+def _processor() -> str:
+  """A name for this kind of processor: homes are shared by machines, and JAX does not tell their programs apart."""
+  try:
+    about = Path("/proc/cpuinfo").read_text()
+  except OSError:
+    about = platform.processor()
+  told = sorted({line for line in about.splitlines() if line.startswith(("model name", "flags", "Features", "CPU part"))})
+  return hashlib.sha256("\n".join(told or [about]).encode()).hexdigest()[:12]
 
 
 def _usage_error(message: str) -> NoReturn:

@@ -19,6 +19,7 @@ FIRST_PROCESS = "JAX_UDA_TESTS_CACHE" not in os.environ
 if FIRST_PROCESS:
   os.environ["JAX_UDA_TESTS_CACHE"] = tempfile.mkdtemp(prefix="jax_uda_tests_")
 CACHE = os.environ["JAX_UDA_TESTS_CACHE"]
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE  # of processes that tests start
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
