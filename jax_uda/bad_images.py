@@ -23,11 +23,15 @@ class BadImages:
   # One for all: the threads of a stage may still read ahead while the next one begins.
   _lock: ClassVar[threading.Lock] = threading.Lock()
 
+  def known(self) -> list[str]:
+    """What was said of each so far."""
+    return report.read_json(self.path) if self.path.exists() else []
+
   def add(self, error: UserError) -> None:
     """Notes what a source says of an image that it cannot read; raises UserError if that is one too many."""
     said = str(error)
     with self._lock:
-      known = report.read_json(self.path) if self.path.exists() else []
+      known = self.known()
       if said in known:
         return
       if self.limit is not None and len(known) >= self.limit:

@@ -1,4 +1,4 @@
-"""What the commands share: flags, and ends that a person or a script can tell apart."""
+"""What the commands share: flags, kept compilations, and ends that a person or a script can tell apart."""
 
 import argparse
 import hashlib

@@ -55,7 +55,7 @@ class Experiment:
   datasets: Mapping[str, Any]
   stages: Sequence[Stage]
   predict: Callable
-  maps: Callable | None = None
+  maps: Callable | None
 
   def stage_key(self, index: int, purpose: int) -> jax.Array:
     """The key for one purpose in one stage; everything random comes from these."""

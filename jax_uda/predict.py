@@ -150,7 +150,7 @@ def predict(
           write_png(out / "maps" / what / f"{predicted.id}.png", grey(values))
         bar.update(1)
         stop.check()
-      bar.update(len(report.read_json(bad.path)) if bad.path.exists() else 0)
+      bar.update(len(bad.known()))
   except (jax.errors.JaxRuntimeError, MemoryError) as error:
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
       raise
@@ -159,7 +159,7 @@ def predict(
       f"out of memory; turn down {fewer}{'--sliding' if manner.window else '--scales'}, or give smaller images, as scores "
       "are computed at an image's own size"
     ) from error
-  return report.read_json(bad.path) if bad.path.exists() else []
+  return bad.known()
 
 
 def _claim(out: epath.Path, source: FileSource, made_by: dict[str, Any]) -> None:

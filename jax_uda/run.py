@@ -104,7 +104,10 @@ def first_state(experiment: Experiment, fresh: bool) -> State:
   theirs = source_settings(report.read_json(other / "config.json"))
   if changes := differences(theirs, source_settings(report.plain(config.to_dict()))):
     raise UserError(f"config.start_from: {other} had other source settings ({'; '.join(changes)}); make them equal")
-  return take_networks(other / "checkpoints", experiment.stages[0].num_steps, state)
+  try:
+    return take_networks(other / "checkpoints", experiment.stages[0].num_steps, state)
+  except UserError as error:
+    raise UserError(f"config.start_from: {error}") from error
 
 
 def start_or_resume(

@@ -522,5 +522,5 @@ def test_afresh_is_from_the_weights_that_the_run_began_with(finished, capsys):
 
 def test_start_from_a_run_with_other_discriminators(finished, tmp_path):
   config, workdir = finished
-  with pytest.raises(UserError, match="holds a discriminator_1 of other layers"):
+  with pytest.raises(UserError, match=r"config\.start_from: .* holds a discriminator_1 of other layers"):
     run_module.run(changed(config, start_from=str(workdir), adversarial__channels=5), tmp_path)

@@ -38,7 +38,7 @@ TINY = {
   "units": 1,
   "target_crop": (32, 64),
   "probability": 0.0,  # mining: tests of it turn it on
-  "jitter": 0.0,  # a third of a step's compilation
+  "jitter": 0.0,  # a quarter of what a step compiles
 }
 
 
