@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from etils import epath
 
-from jax_uda import report
+from jax_uda import parallel, report
 from jax_uda.data.sources import View
 from jax_uda.errors import UserError
 
@@ -15,7 +15,8 @@ from jax_uda.errors import UserError
 class BadImages:
   """The images that could not be read: each is named once, and one more than `limit` is an error; None allows all.
 
-  Kept in the file `path`, so that later stages and a resumed run count on. Safe from several threads.
+  Kept in the file `path`, so that later stages and a resumed run count on. Safe from several threads. Of several processes
+  each has a file of its own and reads all of them; where these meet at their last bad images they may allow a few more.
   """
 
   path: epath.Path
@@ -25,7 +26,8 @@ class BadImages:
 
   def known(self) -> list[str]:
     """What was said of each so far."""
-    return report.read_json(self.path) if self.path.exists() else []
+    files = sorted(self.path.parent.glob(f"{self.path.stem}*{self.path.suffix}"))
+    return list(dict.fromkeys(said for file in files for said in report.read_json(file)))
 
   def add(self, error: UserError) -> None:
     """Notes what a source says of an image that it cannot read; raises UserError if that is one too many."""
@@ -36,9 +38,14 @@ class BadImages:
         return
       if self.limit is not None and len(known) >= self.limit:
         raise UserError(f"{said}; or allow more than config.max_bad_images={self.limit}") from error
-      report.write_json(self.path, [*known, said])
+      mine = self._mine()
+      report.write_json(mine, [*(report.read_json(mine) if mine.exists() else ()), said], by_each=True)
       number = "" if self.limit is None else f", {len(known) + 1} of at most {self.limit} bad images"
       print(f"passed over{number}: {said}", flush=True)
+
+  def _mine(self) -> epath.Path:
+    index = parallel.process()["process_index"]
+    return self.path.with_name(f"{self.path.stem}_{index}{self.path.suffix}") if index else self.path
 
 
 @dataclass(frozen=True)

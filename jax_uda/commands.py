@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ from jax_uda.stopping import Interrupted
 
 KEPT_SECONDS = 0.0  # JAX leaves out by default what compiles within a second, which adds up
 KEPT_GIB = 4  # of the disk, beyond which what was not used for longest goes
-EXIT_MENDABLE, EXIT_STOPPED, EXIT_CTRL_C = 2, 75, 130
+EXIT_MENDABLE, EXIT_LOST, EXIT_STOPPED, EXIT_CTRL_C = 2, 69, 75, 130
 EXITS = (
   f"exit status: 0 done, {EXIT_MENDABLE} something that you can mend (one line says what), {EXIT_STOPPED} stopped by "
   f"SIGTERM, {EXIT_CTRL_C} by Ctrl-C"
 )
+HEARTBEAT_SECONDS = 30
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -44,14 +46,63 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[
   return flags, overrides
 
 
+def add_processes(parser: argparse.ArgumentParser) -> None:
+  """The flags that make a command one of several processes, on as many hosts; see `processes.start`."""
+  about = f"All run the same command and see the same --workdir. Exit status {EXIT_LOST}: another one is gone."
+  group = parser.add_argument_group("several processes", about)
+  group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0; auto on Cloud TPU, Slurm and Open MPI")
+  group.add_argument("--num_processes", type=int, metavar="N", help="in all; not with auto")
+  group.add_argument("--process_id", type=int, metavar="I", help="of this one, from 0; not with auto")
+  group.add_argument(
+    "--heartbeat", type=int, metavar="SECONDS", default=HEARTBEAT_SECONDS, help="of silence, after which one counts as gone"
+  )
+
+
+def check_processes(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
+  """Refuses flags of `add_processes` that do not go together; to be called before anything imports JAX."""
+  place, num, this = flags.coordinator, flags.num_processes, flags.process_id
+  given = [name for name, value in (("--num_processes", num), ("--process_id", this)) if value is not None]
+  if place is None:
+    if given:
+      parser.error(f"{given[0]}: name --coordinator HOST:PORT, too")
+    return
+  if place == "auto":
+    if given:
+      parser.error(f"{given[0]}: leave it out, --coordinator auto finds it; or name HOST:PORT")
+  elif not re.fullmatch(r".+:\d{1,5}", place) or not 0 < int(place.rpartition(":")[2]) < 2**16:
+    parser.error(f"--coordinator: {place!r} will not do; write HOST:PORT of process 0, or auto")
+  elif len(given) < 2:
+    parser.error("--coordinator HOST:PORT: name --num_processes and --process_id, too")
+  elif not 0 <= this < num:
+    parser.error(f"--process_id: {this} of --num_processes {num} will not do; count from 0 to {num - 1}")
+  if flags.heartbeat < 1:
+    parser.error(f"--heartbeat: {flags.heartbeat} will not do; give seconds, at least 1")
+  if not flags.debug:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "4")  # else JAX tells of an end in pages of C++
+
+
 def exit_status(action: Callable[[], object], flags: argparse.Namespace, goes_on: bool = True) -> int:
   """Does it, and says in one line on stderr why it ended early, if it did.
 
   Args:
-    flags: with `debug` and `workdir`.
+    flags: with `debug` and `workdir`, and maybe those of `add_processes`.
     goes_on: whether the same command goes on in the workdir, or begins anew.
   """
   again = f"to go on in {flags.workdir}" if goes_on else "to begin anew"
+  if getattr(flags, "coordinator", None) is None:
+    return _exit_status(action, flags, again)
+  from jax_uda import processes
+
+  def action_of_several() -> None:
+    processes.start(flags.coordinator, flags.num_processes, flags.process_id, flags.heartbeat)
+    action()
+
+  why = "its own last line may say why, --debug shows what JAX says"
+  lost = f"error: another process is gone ({why}); run the same command on all hosts again {again}"
+  return processes.ending_together(lambda: _exit_status(action_of_several, flags, again), lost, EXIT_LOST)
+
+
+def _exit_status(action: Callable[[], object], flags: argparse.Namespace, again: str) -> int:
   from absl import logging  # here, so that --help is quick
 
   keep_compilations()

@@ -55,6 +55,7 @@ def score(
         keep(predicted)
       bar.update(1)
       stop.check()
+  stop.check(agree=True)
   total, labelled = parallel.sum_over_processes(total), parallel.sum_over_processes(np.int64(labelled))
   return total if labelled else None
 

@@ -169,7 +169,7 @@ def fold(
   canvas: tuple[int, int],
   watch: Callable[[int], None],
 ) -> Any:
-  """The result of one fold over the scores of all kept outputs; `watch` is told how many images each batch added."""
+  """The result of one fold over the scores that all processes kept; `watch` is told how many images each batch added."""
   this = labelling.folds[name]
   run = _fold(labelling.assemble, this.init, this.update, canvas)
 
@@ -178,7 +178,9 @@ def fold(
       yield from run((hyper, found), batch)
       watch(int(batch["exists"].sum()))
 
-  return this.finish(functools.reduce(this.merge, parts()))
+  # From a statistic of nothing: a process may have no image.
+  here = functools.reduce(this.merge, parts(), jax.device_get(this.init()))
+  return this.finish(functools.reduce(this.merge, parallel.gather(here)))
 
 
 def select(

@@ -1,6 +1,7 @@
 """Labelling the target: the network once per image, folds over its kept outputs, then labels as PNG files."""
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from jax_uda.stopping import StopSignal
 def label_target(
   experiment: Experiment, workdir: epath.Path, index: int, state: State, stop: StopSignal
 ) -> dict[str, np.ndarray]:
-  """Writes a stage's pseudo-labels, and beside them a record of what they came to.
+  """Writes a stage's pseudo-labels, and beside them a record of what they came to; processes share the images.
 
   Written are `pseudo_labels/<stage>/<image id>.png` (train ids at the size that the canvas gave the image, 255 = ignore)
   and `pseudo_labels/<stage>.json`.
@@ -30,15 +31,19 @@ def label_target(
     What the stage's steps want of it in `State.hyper`.
   """
   config, stage, target = experiment.config, experiment.stages[index], experiment.datasets["target"]
-  labelling, canvas, num = stage.labelling, tuple(config.canvas), len(target)
-  folder = workdir / "pseudo_labels" / stage.name
-  if folder.exists():
-    folder.rmtree()  # of a process that was killed on the way
-  folder.mkdir(parents=True)
+  labelling, canvas, process = stage.labelling, tuple(config.canvas), parallel.process()
+  num = len(range(process["process_index"], len(target), process["process_count"]))  # that are this process's
+  folder, spill = workdir / "pseudo_labels" / stage.name, workdir / f"spill_{process['process_index']}"
+  if parallel.is_first():
+    for left in (folder, *workdir.glob("spill*")):
+      if left.exists():
+        left.rmtree()  # by processes that were killed on the way
+  parallel.barrier()
+  folder.mkdir(parents=True, exist_ok=True)
 
-  def batches(source, indices=None):
+  def batches(source, **which):
     batch = labelling.batch * parallel.num_devices()
-    return pipeline.eval_batches(source, batch, canvas, threads=config.threads, indices=indices)
+    return pipeline.eval_batches(source, batch, canvas, threads=config.threads, **which)
 
   @contextlib.contextmanager
   def progress(what):
@@ -46,17 +51,19 @@ def label_target(
     with report.Progress(f"{stage.name} · {what}", num, "images") as bar:
       yield bar
     seconds[what] = time.monotonic() - started
+    stop.check(agree=True)
 
   state = parallel.replicate(state)
   read: dict[int, str] = {}  # index -> id, of the images that could be read
   truths: Iterator[np.ndarray | None] = itertools.repeat(None)
   found: dict[str, Any] = {}
   counts, *compared = (_Counts(len(experiment.space.classes)) for _ in range(1 + len(labelling.others)))
-  ease: list[float] = []
+  ease: dict[int, float] = {}  # by index
   seconds: dict[str, float] = {}
-  with inference.KeptOutputs(num, config.labels.keep_gib, workdir / "spill", config.labels.spill_gib) as kept:
+  with inference.KeptOutputs(num, config.labels.keep_gib, spill, config.labels.spill_gib) as kept:
     with progress("network") as bar:
-      for done in inference.segment(labelling, state, experiment.stage_key(index, 1), _noting(batches(target), read), kept):
+      images = _noting(batches(target, **process), read)
+      for done in inference.segment(labelling, state, experiment.stage_key(index, 1), images, kept):
         bar.update(done)
         stop.check()
     for name in labelling.folds:
@@ -68,24 +75,28 @@ def label_target(
 
         found[name] = inference.fold(labelling, name, state.hyper, found, kept, canvas, watch)
     truth = experiment.datasets["target_truth"]
-    if "label" in truth[next(iter(read))]:
-      truths = _truths(batches(truth, list(read)), len(read))
+    first = min(i for some in parallel.gather(list(read)[:1]) for i in some)
+    if read and "label" in truth[first]:
+      truths = _truths(batches(truth, indices=list(read)), len(read))
     with progress("labels") as bar:
       labelled = inference.select(labelling, state.hyper, found, kept, canvas)
-      for image_id, (labels, valid, easy, others) in zip(read.values(), labelled, strict=True):
+      for (i, image_id), (labels, valid, easy, others) in zip(read.items(), labelled, strict=True):
         write_png(folder / f"{image_id}.png", labels)
         truth = next(truths)
         for count, choice in zip((counts, *compared), (labels, *others), strict=True):
           count.add(choice, valid, truth)
-        ease.append(easy)
+        ease[i] = easy
         bar.update(1)
         stop.check()
     if labelling.maps or labelling.others:
-      wanted = spread(num, config.pictures)
+      wanted = spread(len(target), config.pictures)
       places = {image_id: place for place, (i, image_id) in enumerate(read.items()) if i in wanted}
       drawn = inference.drawn(labelling, state.hyper, found, kept, canvas, places.values())
       write_maps(workdir, stage.name, dict(zip(places, drawn, strict=True)))
-  trained_on = easiest(list(read), ease, labelling.num)
+  shares = parallel.gather((ease, (counts, *compared)))
+  counts, *compared = (functools.reduce(_Counts.merge, some) for some in zip(*(one for _, one in shares), strict=True))
+  ease = dict(sorted(item for one, _ in shares for item in one.items()))
+  trained_on = easiest(list(ease), list(ease.values()), labelling.num)
   others = {what: count.record() for what, count in zip(labelling.others, compared, strict=True)}
   record = {**counts.record(), **labelling.numbers(found), "others": others, "chosen": trained_on, "seconds": seconds}
   report.write_json(workdir / "pseudo_labels" / f"{stage.name}.json", record)
@@ -93,9 +104,10 @@ def label_target(
   for what, count in zip(labelling.others, compared, strict=True):
     print(f"{stage.name}, {what}: {count.summary()}", flush=True)
   if labelling.ease is not None:
-    print(f"{stage.name}: trains on the {labelling.num} easiest of {num} images", flush=True)
+    print(f"{stage.name}: trains on the {labelling.num} easiest of {len(target)} images", flush=True)
   for line in labelling.lines(found, experiment.space.classes):
     print(f"{stage.name}: {line}", flush=True)
+  parallel.barrier()  # what one has written, others will read
   return labelling.hyper(found)
 
 
@@ -120,7 +132,8 @@ def label_statistics(experiment: Experiment, workdir: epath.Path, stop: StopSign
     return report.read_npz(path)
   source = experiment.datasets["source"]
   stats = {name: fold.init() for name, fold in folds.items()}
-  batches = pipeline.eval_batches(source, 1, tuple(experiment.config.canvas), threads=experiment.config.threads)
+  canvas, threads = tuple(experiment.config.canvas), experiment.config.threads
+  batches = pipeline.eval_batches(source, 1, canvas, threads=threads, **parallel.process())
   with report.Progress("source labels · statistics", len(source), "images") as bar:
     for batch in batches:
       if not batch["valid"][0]:
@@ -129,9 +142,12 @@ def label_statistics(experiment: Experiment, workdir: epath.Path, stop: StopSign
       stats = {name: fold.merge(stats[name], fold.update(fold.init(), label, size)) for name, fold in folds.items()}
       bar.update(1)
       stop.check()
+  stop.check(agree=True)
+  shares = parallel.gather(stats)
+  stats = {name: functools.reduce(fold.merge, [share[name] for share in shares]) for name, fold in folds.items()}
   found = {name: np.asarray(fold.finish(stats[name]), np.float32) for name, fold in folds.items()}
   for name, value in found.items():
-    if value.ndim == 3:  # a map [h, w, C]
+    if value.ndim == 3 and parallel.is_first():  # a map [h, w, C]
       drawn = heat_maps(value, experiment.space.classes)
       write_png(workdir / "pictures" / "extra" / f"{name}.png", drawn[..., ::-1])
   report.write_npz(path, found)
@@ -168,6 +184,15 @@ class _Counts:
       seen = np.where(labels == IGNORE, IGNORE, truth)
       confusion = np.asarray(metrics.confusion_matrix(seen, labels, self._num_classes), np.int64)
       self._confusion = confusion if self._confusion is None else self._confusion + confusion
+
+  def merge(self, other: "_Counts") -> "_Counts":
+    """Of both sets of images."""
+    total = _Counts(self._num_classes)
+    total._selected = self._selected + other._selected
+    total._pixels, total._uncovered = self._pixels + other._pixels, self._uncovered + other._uncovered
+    known = [one for one in (self._confusion, other._confusion) if one is not None]
+    total._confusion = sum(known) if known else None
+    return total
 
   def record(self) -> dict[str, Any]:
     return {

@@ -24,9 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--config", required=True, metavar="FILE.py", help="the experiment")
   parser.add_argument("--workdir", metavar="DIR", help="where everything goes; needed unless --check")
   parser.add_argument("--check", action="store_true", help="shape-check everything, print the plan, run nothing")
+  commands.add_processes(parser)
   flags, overrides = commands.parse(parser, argv)
   if not (flags.workdir or flags.check):
     parser.error("--workdir: name a folder for the run, or use --check")
+  commands.check_processes(parser, flags)
   # What imports JAX comes after the flags, so that --help is quick.
   from jax_uda import check, run
   from jax_uda.config import load_config

@@ -1,10 +1,11 @@
-"""Devices: the only file that knows pmap.
+"""Devices and processes: the only file that knows pmap, and how processes share what they have found.
 
-Every function handed in here is pure and defined once (at module level, or a partial made once in a run): it is wrapped,
-and compiled, once.
+Train steps span the devices of all processes; what is done example by example, those of this one. Every function handed
+in here is pure and defined once (at module level, or a partial made once in a run): it is wrapped, and compiled, once.
 """
 
 import functools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from jax_uda.state import DEVICE_AXIS
 
 @functools.cache
 def train_step(step: Callable) -> Callable:
-  """pmaps `step(state, batches, key) -> (state, metrics)`; batches are host arrays [global batch, …].
+  """pmaps `step(state, batches, key) -> (state, metrics)`; batches are host arrays [this process's batch, …].
 
   The state carries no device axis and is donated.
   """
@@ -28,8 +29,8 @@ def train_step(step: Callable) -> Callable:
 
 @functools.cache
 def per_example(function: Callable) -> Callable:
-  """pmaps `function(shared, batch) -> pytree [batch, …]`; takes and gives host arrays [global batch, …]."""
-  mapped = jax.pmap(function, axis_name=DEVICE_AXIS, in_axes=(None, 0))
+  """pmaps `function(shared, batch) -> pytree [batch, …]`; takes and gives host arrays [batch, …] of this process."""
+  mapped = _pmap_here(function)
 
   def call(shared: Any, batch: Any) -> Any:
     outputs = jax.device_get(mapped(shared, shard(batch)))
@@ -40,8 +41,8 @@ def per_example(function: Callable) -> Callable:
 
 @functools.cache
 def per_device(function: Callable) -> Callable:
-  """pmaps `function(shared, batch) -> pytree`; gives a list of host pytrees, one a device."""
-  mapped = jax.pmap(function, axis_name=DEVICE_AXIS, in_axes=(None, 0))
+  """pmaps `function(shared, batch) -> pytree`; gives a list of host pytrees, one a device of this process."""
+  mapped = _pmap_here(function)
 
   def call(shared: Any, batch: Any) -> list[Any]:
     outputs = jax.device_get(mapped(shared, shard(batch)))
@@ -50,8 +51,12 @@ def per_device(function: Callable) -> Callable:
   return call
 
 
+def _pmap_here(function: Callable) -> Callable:
+  return jax.pmap(function, axis_name=DEVICE_AXIS, in_axes=(None, 0), devices=jax.local_devices())
+
+
 def num_devices() -> int:
-  """Devices that share a batch."""
+  """Devices of this process."""
   return jax.local_device_count()
 
 
@@ -60,13 +65,38 @@ def process() -> dict[str, int]:
   return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
+def is_first() -> bool:
+  """Whether this is the process that writes what all have found; asks no device where there is but one process."""
+  return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def is_alone() -> bool:
+  """Whether there is no other process."""
+  return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
+def gather(value: Any) -> list[Any]:
+  """What each process gives, in their order: anything that can be pickled. Every process has to call it, and gets all.
+
+  Whatever they wrote before is there when it returns.
+  """
+  if is_alone():
+    return [value]
+  # As bytes: arrays that pass a device have 32 bits. In sizes of powers of two, so that few compile.
+  data = pickle.dumps(value)
+  length = 1 << (int(multihost_utils.process_allgather(np.int32(len(data))).max()) - 1).bit_length()
+  padded = np.frombuffer(data.ljust(length, b"\0"), np.uint8)
+  return [pickle.loads(one.tobytes()) for one in multihost_utils.process_allgather(padded)]
+
+
 def sum_over_processes(counts: np.ndarray) -> np.ndarray:
   """Whole numbers of the host, summed over the processes in their own 64 bits; every process has to call it."""
-  if jax.process_count() == 1:
-    return counts
-  # As bytes: arrays that pass a device have 32 bits.
-  gathered = multihost_utils.process_allgather(np.frombuffer(counts.tobytes(), np.uint8))
-  return np.sum([np.frombuffer(one.tobytes(), counts.dtype).reshape(counts.shape) for one in gathered], axis=0)
+  return np.sum(gather(counts), axis=0)
+
+
+def barrier() -> None:
+  """Waits until every process is here."""
+  gather(None)
 
 
 def shard(batch: Any) -> Any:
@@ -81,10 +111,10 @@ def replicate(state: Any) -> Any:
 
 
 def check_batch(batch: int, field: str) -> None:
-  """Refuses a batch that the devices cannot share.
+  """Refuses a global batch that the devices of all processes cannot share.
 
   Raises:
     UserError: the batch does not divide over the devices.
   """
-  if batch % num_devices():
-    raise UserError(f"{field}: a batch of {batch} does not divide over {num_devices()} devices; choose a multiple")
+  if batch % jax.device_count():
+    raise UserError(f"{field}: a batch of {batch} does not divide over {jax.device_count()} devices; choose a multiple")

@@ -23,11 +23,17 @@ def draw(experiment: Experiment, workdir: epath.Path, stage: Stage, state: State
 
   As `pictures/{image, truth, <stage>}/<image id>.png`, at the size that the canvas gave the image; truth and predictions
   hold train ids. The method's maps go to `pictures/maps/<name>/<stage>/<image id>.png`, from black, 0, to white, 1.
+  Processes share the images.
   """
   config, target = experiment.config, experiment.datasets["target_truth"]
   indices = spread(len(target), config.pictures)
   batches = pipeline.eval_batches(
-    target, parallel.num_devices(), tuple(config.canvas), threads=config.threads, indices=indices
+    target,
+    parallel.num_devices(),
+    tuple(config.canvas),
+    threads=config.threads,
+    indices=indices,
+    **parallel.process(),
   )
   folder, network = workdir / "pictures", trained.of(experiment, state)
   for batch in batches:

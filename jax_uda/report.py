@@ -35,7 +35,7 @@ from matplotlib.ticker import NullFormatter
 from PIL import Image
 from tqdm import tqdm
 
-from jax_uda import metrics
+from jax_uda import metrics, parallel
 from jax_uda.data.label_spaces import IGNORE, LabelSpace, colorize
 from jax_uda.errors import UserError
 
@@ -79,9 +79,13 @@ def _unwritable(path: epath.Path, error: OSError) -> UserError:
   return UserError(f"cannot write {path}: {error.strerror or error}; make room or name another place, and run again")
 
 
-def write_json(path: epath.PathLike, value: Any) -> None:
-  """Writes JSON atomically; arrays and scalars of NumPy and JAX are fine, NaN and infinity become null."""
-  write_atomically(path, _dumps(value, indent=2))
+def write_json(path: epath.PathLike, value: Any, by_each: bool = False) -> None:
+  """Writes JSON atomically; arrays and scalars of NumPy and JAX are fine, NaN and infinity become null.
+
+  Of several processes the first one writes, for all have the same to say; unless files are `by_each`.
+  """
+  if by_each or parallel.is_first():
+    write_atomically(path, _dumps(value, indent=2))
 
 
 def read_json(path: epath.PathLike) -> Any:
@@ -96,10 +100,11 @@ def read_json(path: epath.PathLike) -> Any:
 
 
 def write_npz(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes arrays by name, atomically."""
+  """Writes arrays by name, atomically; of several processes the first one does."""
   buffer = io.BytesIO()
   np.savez(buffer, **arrays)
-  write_atomically(path, buffer.getvalue())
+  if parallel.is_first():
+    write_atomically(path, buffer.getvalue())
 
 
 def read_npz(path: epath.PathLike) -> dict[str, np.ndarray]:
@@ -126,7 +131,8 @@ def read_classes(workdir: epath.PathLike) -> LabelSpace:
 class MetricsLog:
   """The run's metrics, one JSON object a line, each at a position (stage_index, step).
 
-  Call `truncate` once before the first `append` of a process: it makes the log agree with the checkpoint.
+  Call `truncate` once before the first `append` of a process: it makes the log agree with the checkpoint. Of several
+  processes, which all call them, the first one writes.
   """
 
   def __init__(self, path: epath.PathLike):
@@ -134,6 +140,8 @@ class MetricsLog:
 
   def append(self, record: Mapping[str, Any]) -> None:
     """Adds {"stage": name, "stage_index": int, "step": int, metric: float …}; it is in the file on return."""
+    if not parallel.is_first():
+      return
     try:
       self.path.parent.mkdir(parents=True, exist_ok=True)
       with self.path.open("ab") as file:
@@ -160,7 +168,7 @@ class MetricsLog:
       position = record["stage_index"], record["step"]
       if position <= (stage_index, step):
         kept[position, frozenset(record)] = record  # one record of each kind at a position: the latest
-    if self.path.exists():
+    if self.path.exists() and parallel.is_first():
       write_atomically(self.path, b"".join(_dumps(record) for record in kept.values()))
 
 
@@ -303,6 +311,8 @@ class Progress:
       with Progress("round_1 · training", total, unit="images") as bar:
         bar.update(8, loss=loss)
 
+  Of several processes the first one shows how far it is itself.
+
   Values are turned into numbers only when they are shown, so that a value still being computed on a device does
   not hold up the loop.
 
@@ -324,7 +334,7 @@ class Progress:
   def __enter__(self) -> "Progress":
     self._start = time.monotonic()
     self._shown = self._start, self._initial
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and parallel.is_first():
       self._every = 0.2
       self._bar = tqdm(
         desc=self._title, total=self._total, initial=self._initial, unit=f" {self._unit}", dynamic_ncols=True
@@ -348,6 +358,8 @@ class Progress:
       self._bar.update(n)
 
   def _show(self, now: float, last: bool = False) -> None:
+    if not parallel.is_first():
+      return
     values = [f"{name} {float(value):.4g}" for name, value in self._values.items()]
     if self._bar is not None:
       self._bar.set_postfix_str(", ".join(values), refresh=last)

@@ -36,12 +36,13 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
   results = open_results(experiment, workdir)
   if results["final"]:
     print(f"{workdir}: this run is finished\n\n{report.iou_table(results['stages'])}\n")
-    print(f"report: {report.write_report(workdir)}")
+    write_report(workdir)
     return results
   experiment = tolerant(experiment, workdir)
   checkpoints = Checkpoints(workdir / "checkpoints", experiment.stages)
   state = first_state(experiment, fresh=checkpoints.empty())
   # What can be wrong with a config is found by now: from here on the directory is this run's.
+  parallel.barrier()  # all have seen what was there before
   report.write_json(workdir / "config.json", config.to_dict())
   report.write_classes(workdir, experiment.space)
   with StopSignal() as stop:
@@ -60,7 +61,7 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
         break
       state, seconds = begin(experiment, workdir, index, state, stop)
       checkpoints.save(index, state, seconds)
-  print(f"report: {report.write_report(workdir)}")
+  write_report(workdir)
   return results
 
 
@@ -84,6 +85,14 @@ def write_results(workdir: epath.Path, results: dict[str, Any], finished: bool) 
   results["seconds"] = sum(stage["seconds"] for stage in results["stages"])
   results["final"] = results["stages"][-1] if finished else None
   report.write_json(workdir / "results.json", results)
+
+
+def write_report(workdir: epath.Path) -> None:
+  """Writes the report, of what all processes have written."""
+  parallel.barrier()
+  if parallel.is_first():
+    print(f"report: {report.write_report(workdir)}")
+  parallel.barrier()
 
 
 def first_state(experiment: Experiment, fresh: bool) -> State:

@@ -3,6 +3,8 @@
 import signal
 import threading
 
+from jax_uda import parallel
+
 
 class Interrupted(Exception):
   """SIGTERM came, and all that is worth keeping is saved."""
@@ -28,11 +30,12 @@ class StopSignal:
     if self._main:
       signal.signal(signal.SIGTERM, self._before)
 
-  def requested(self) -> bool:
-    """Whether the signal came."""
-    return self._event.is_set()
+  def requested(self, agree: bool = False) -> bool:
+    """Whether the signal came, to any process. Several have to stop at one place: they ask each other where all `agree`."""
+    came = self._event.is_set()
+    return came if parallel.is_alone() else agree and any(parallel.gather(came))
 
-  def check(self) -> None:
-    """Raises `Interrupted` if the signal came: called where there is nothing left to save."""
-    if self.requested():
+  def check(self, agree: bool = False) -> None:
+    """Raises `Interrupted` if it is `requested`: called where there is nothing left to save."""
+    if self.requested(agree):
       raise Interrupted

@@ -58,10 +58,11 @@ def train(
         batches = {name: next(streams[name]) for name in kind.streams}
       state, metrics = parallel.train_step(kind.apply)(state, batches, key)
       window.add(step, metrics, sum(stage.streams[name].batch for name in kind.streams))
-      stopping = stop.requested()  # asked once a step: what is not saved for it must not end on it
+      logs = step % config.log_every == 0
+      stopping = stop.requested(agree=logs)  # asked once a step: what is not saved for it must not end on it
       save = step == stage.num_steps or step % config.checkpoint_every == 0 or stopping
       values = {}
-      if save or step % config.log_every == 0:
+      if save or logs:
         values = window.close(checkpoints.latest())
         records.append(values)
         if new := [line for line in stage.warnings(records) if line not in warned]:
@@ -87,22 +88,24 @@ def waiting_for_data(workdir: epath.Path, index: int) -> float | None:
 def _open_streams(
   experiment: Experiment, workdir: epath.Path, index: int, start: int
 ) -> dict[str, Iterator[dict[str, np.ndarray]]]:
-  """The stage's streams, each where it stands after `start` steps."""
+  """This process's part of the stage's streams, each where it stands after `start` steps."""
   config, stage = experiment.config, experiment.stages[index]
   datasets = {**experiment.datasets, "target_images": experiment.datasets["target"]}
   if stage.labelling is not None:
     chosen = sources.Chosen(datasets["target"], labelling.chosen(workdir, stage.name))
     datasets["target"] = sources.Relabelled(chosen, workdir / "pseudo_labels" / stage.name)
   drawn = Counter(name for step in range(start) for name in stage.steps[stage.pick(step)].streams)
+  process = parallel.process()
   return {
     name: pipeline.train_stream(
       [datasets[dataset] for dataset in stream.datasets],
-      stream.batch,
+      stream.batch // process["process_count"],
       tuple(config.canvas),
       seed=int(jax.random.bits(jax.random.fold_in(experiment.stage_key(index, 3), place)) >> 1),
       start=drawn[name],
       subset=stream.subset,
       threads=config.threads,
+      **process,
     )
     for place, (name, stream) in enumerate(sorted(stage.streams.items()))
   }
