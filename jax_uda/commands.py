@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from jax_uda.errors import UserError
-from jax_uda.stopping import Interrupted
 
 KEPT_SECONDS = 0.0  # JAX leaves out by default what compiles within a second, which adds up
 KEPT_GIB = 4  # of the disk, beyond which what was not used for longest goes
@@ -104,6 +103,8 @@ def exit_status(action: Callable[[], object], flags: argparse.Namespace, goes_on
 
 def _exit_status(action: Callable[[], object], flags: argparse.Namespace, again: str) -> int:
   from absl import logging  # here, so that --help is quick
+
+  from jax_uda.stopping import Interrupted
 
   keep_compilations()
   logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant here, such as reading another run's weights
