@@ -98,7 +98,7 @@ def exit_status(action: Callable[[], object], flags: argparse.Namespace, goes_on
 
   why = "its own last line may say why, --debug shows what JAX says"
   lost = f"error: another process is gone ({why}); run the same command on all hosts again {again}"
-  return processes.ending_together(lambda: _exit_status(action_of_several, flags, again), lost, EXIT_LOST)
+  return processes.ending_together(lambda: _exit_status(action_of_several, flags, again), lost, EXIT_LOST, flags.debug)
 
 
 def _exit_status(action: Callable[[], object], flags: argparse.Namespace, again: str) -> int:

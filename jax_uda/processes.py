@@ -83,22 +83,25 @@ def _refuse_taken_port(coordinator: str) -> None:
     raise UserError(f"--coordinator {coordinator}: port {port} will not do ({error.strerror}); choose another") from error
 
 
-def ending_together(action: Callable[[], int], lost: str, status: int) -> int:
+def ending_together(action: Callable[[], int], lost: str, status: int, debug: bool) -> int:
   """Does what gives an exit status, as one of several processes, none of which may leave the others waiting.
 
   Args:
     action: calls `start` first.
     lost: what to say where another process is gone.
     status: to exit with then.
+    debug: whether to show, too, where that was noticed.
   """
   _last_words[:] = [lost, status]
   ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
   try:
     result = action()
   except Exception as error:
-    if GONE.search(str(error)):
+    gone = GONE.search(str(error))
+    if debug or not gone:
+      traceback.print_exc()
+    if gone:
       _end(lost, status)
-    traceback.print_exc()
     result = 1
   _leave(result)
   return result
@@ -122,7 +125,8 @@ def _leave(status: int) -> None:
 def _end(line: str, status: int) -> None:
   """Says a line and exits at once; of several threads that come here, one is heard."""
   _ending.acquire()
-  sys.stdout.flush()
+  with contextlib.suppress(Exception):
+    sys.stdout.flush()
   if line:
     os.write(2, f"{line}\n".encode())
   os._exit(status)
