@@ -93,12 +93,13 @@ def exit_status(action: Callable[[], object], flags: argparse.Namespace, goes_on
   from jax_uda import processes
 
   def action_of_several() -> None:
-    processes.start(flags.coordinator, flags.num_processes, flags.process_id, flags.heartbeat)
+    coordinator = None if flags.coordinator == "auto" else flags.coordinator
+    processes.start(coordinator, flags.num_processes, flags.process_id, flags.heartbeat)
     action()
 
   why = "its own last line may say why, --debug shows what JAX says"
   lost = f"error: another process is gone ({why}); run the same command on all hosts again {again}"
-  return processes.ending_together(lambda: _exit_status(action_of_several, flags, again), lost, EXIT_LOST, flags.debug)
+  return processes.ending_together(lambda: _exit_status(action_of_several, flags, again), lost, flags.debug)
 
 
 def _exit_status(action: Callable[[], object], flags: argparse.Namespace, again: str) -> int:

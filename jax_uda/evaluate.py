@@ -47,7 +47,7 @@ def score(
   """
   num_classes, labelled = len(network.classes), 0
   total = np.zeros((num_classes, num_classes), np.int64)
-  with report.Progress(title, len(dataset), "images") as bar:
+  with report.Progress(title, parallel.share(len(dataset)), "images") as bar:
     for predicted in predictions(network, dataset, manner):
       if predicted.truth is not None:
         total, labelled = total + confusion(predicted, num_classes), labelled + 1

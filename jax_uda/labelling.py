@@ -32,7 +32,7 @@ def label_target(
   """
   config, stage, target = experiment.config, experiment.stages[index], experiment.datasets["target"]
   labelling, canvas, process = stage.labelling, tuple(config.canvas), parallel.process()
-  num = len(range(process["process_index"], len(target), process["process_count"]))  # that are this process's
+  num = parallel.share(len(target))
   folder, spill = workdir / "pseudo_labels" / stage.name, workdir / f"spill_{process['process_index']}"
   if parallel.is_first():
     for left in (folder, *workdir.glob("spill*")):
@@ -134,7 +134,7 @@ def label_statistics(experiment: Experiment, workdir: epath.Path, stop: StopSign
   stats = {name: fold.init() for name, fold in folds.items()}
   canvas, threads = tuple(experiment.config.canvas), experiment.config.threads
   batches = pipeline.eval_batches(source, 1, canvas, threads=threads, **parallel.process())
-  with report.Progress("source labels · statistics", len(source), "images") as bar:
+  with report.Progress("source labels · statistics", parallel.share(len(source)), "images") as bar:
     for batch in batches:
       if not batch["valid"][0]:
         continue  # in place of an image that cannot be read

@@ -65,6 +65,11 @@ def process() -> dict[str, int]:
   return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
+def share(num: int) -> int:
+  """How many of so many images are this process's."""
+  return len(range(jax.process_index(), num, jax.process_count()))
+
+
 def is_first() -> bool:
   """Whether this is the process that writes what all have found; asks no device where there is but one process."""
   return not jax.distributed.is_initialized() or jax.process_index() == 0

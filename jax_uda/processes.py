@@ -18,9 +18,9 @@ from collections.abc import Callable
 
 import jax
 
+from jax_uda.commands import EXIT_LOST, EXIT_MENDABLE
 from jax_uda.errors import UserError
 
-AUTO = "auto"
 START_SECONDS = 150  # that each process waits for the others; JAX tries for up to twice as long
 END_SECONDS = 5  # that one which ends early waits for the others to end alike
 
@@ -31,68 +31,67 @@ _last_words = ["", 1]  # what to say, and the status to exit with, when JAX abor
 _ending = threading.Lock()
 
 
-def start(coordinator: str, num_processes: int | None, process_id: int | None, heartbeat: int) -> None:
+def start(coordinator: str | None, num_processes: int | None, process_id: int | None, heartbeat: int) -> None:
   """Makes this process one of several; to be called before anything else of JAX.
 
   Args:
-    coordinator: HOST:PORT, where process 0 is and may listen; or `AUTO`, where JAX knows the cluster's manager.
-    num_processes: in all; None with `AUTO`.
-    process_id: of this one, from 0; None with `AUTO`.
+    coordinator: HOST:PORT, where process 0 is and may listen; None: JAX finds it and the next two, in clusters it knows.
+    num_processes: in all.
+    process_id: of this one, from 0.
     heartbeat: seconds after which a process of which nothing is heard counts as gone.
 
   Raises:
     UserError: JAX finds no cluster, or processes do not fit together. Where the coordinator cannot be reached, or not all
       come, JAX aborts: see `ending_together`.
   """
-  known = coordinator != AUTO
-  if known and process_id == 0:
-    _refuse_taken_port(coordinator)
+  flag = f"--coordinator {coordinator or 'auto'}"
+  if coordinator and process_id == 0:
+    _refuse_taken_port(flag)
   # The service would take SIGTERM for itself; StopSignal has that.
   jax.config.update("jax_enable_preemption_service", False)
   later = list(_last_words)
   _last_words[:] = (
-    f"error: --coordinator {coordinator}: it cannot be reached, or not all processes came in time; see that process 0 runs "
-    "there, that the port is open, and that all were started with the same --num_processes",
-    2,
+    f"error: {flag}: it cannot be reached, or not all processes came in time; see that process 0 runs there, that the port "
+    "is open, and that all were started with the same --num_processes",
+    EXIT_MENDABLE,
   )
   try:
     jax.distributed.initialize(
-      coordinator if known else None,
+      coordinator,
       num_processes,
       process_id,
       initialization_timeout=START_SECONDS,
       heartbeat_timeout_seconds=heartbeat,
     )
   except Exception as error:  # of many kinds, by cluster
-    advice = "see that the address is right" if known else "name HOST:PORT, --num_processes and --process_id"
-    raise UserError(f"--coordinator {coordinator}: JAX finds no way ({str(error).splitlines()[0]}); {advice}") from error
+    advice = "see that the address is right" if coordinator else "name HOST:PORT, --num_processes and --process_id"
+    raise UserError(f"{flag}: JAX finds no way ({str(error).partition('.')[0]}); {advice}") from error
   _last_words[:] = later
   devices = Counter(device.process_index for device in jax.devices())
   if len(set(devices.values())) > 1:
-    raise UserError(f"--coordinator {coordinator}: processes have {sorted(devices.items())} devices; give all as many")
+    raise UserError(f"{flag}: the processes have {[devices[i] for i in sorted(devices)]} devices; give all as many")
   if jax.process_index():
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - all have the same to say, and process 0 says it
 
 
-def _refuse_taken_port(coordinator: str) -> None:
+def _refuse_taken_port(flag: str) -> None:
   """Raises UserError where process 0 could not listen: JAX would end in a segmentation fault."""
-  port = int(coordinator.rpartition(":")[2])
+  port = int(flag.rpartition(":")[2])
   try:
     socket.create_server(("", port)).close()
   except OSError as error:
-    raise UserError(f"--coordinator {coordinator}: port {port} will not do ({error.strerror}); choose another") from error
+    raise UserError(f"{flag}: process 0 cannot listen there ({error.strerror}); choose another port") from error
 
 
-def ending_together(action: Callable[[], int], lost: str, status: int, debug: bool) -> int:
+def ending_together(action: Callable[[], int], lost: str, debug: bool) -> int:
   """Does what gives an exit status, as one of several processes, none of which may leave the others waiting.
 
   Args:
     action: calls `start` first.
-    lost: what to say where another process is gone.
-    status: to exit with then.
+    lost: what to say where another process is gone, with `EXIT_LOST`.
     debug: whether to show, too, where that was noticed.
   """
-  _last_words[:] = [lost, status]
+  _last_words[:] = lost, EXIT_LOST
   ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
   try:
     result = action()
@@ -101,7 +100,7 @@ def ending_together(action: Callable[[], int], lost: str, status: int, debug: bo
     if debug or not gone:
       traceback.print_exc()
     if gone:
-      _end(lost, status)
+      _end(lost, EXIT_LOST)
     result = 1
   _leave(result)
   return result
@@ -109,7 +108,7 @@ def ending_together(action: Callable[[], int], lost: str, status: int, debug: bo
 
 def _leave(status: int) -> None:
   """Parts from the others; where they do not part soon, ends the process, which ends theirs."""
-  _last_words[:] = ["", status]
+  _last_words[:] = "", status
 
   def part():
     with contextlib.suppress(Exception):

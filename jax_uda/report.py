@@ -311,7 +311,7 @@ class Progress:
       with Progress("round_1 · training", total, unit="images") as bar:
         bar.update(8, loss=loss)
 
-  Of several processes the first one shows how far it is itself.
+  Of several processes the first one shows how far it is with its share.
 
   Values are turned into numbers only when they are shown, so that a value still being computed on a device does
   not hold up the loop.

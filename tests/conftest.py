@@ -27,7 +27,9 @@ jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 # Files whose tests take longest: begun last, one of them would leave the other worker idle.
-LONGEST = ("test_run", "test_methods", "test_evaluate", "test_training", "test_cross_validate", "test_ladder")
+LONGEST = (
+  "test_processes", "test_run", "test_methods", "test_evaluate", "test_training", "test_cross_validate", "test_ladder"
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

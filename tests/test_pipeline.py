@@ -232,6 +232,13 @@ def test_the_limit_is_for_all_sources_together(tmp_path):
     take(7, sources)
 
 
+def test_the_limit_is_for_all_processes_together(tmp_path):
+  (tmp_path / "bad_images_1.json").write_text('["image 1 is broken; mend it"]')
+  with pytest.raises(UserError, match="image 2"):
+    take(6, [tolerant(tmp_path, Numbered(6, (1, 2)), limit=1)])
+  assert not (tmp_path / "bad_images.json").exists()
+
+
 def test_threads_that_meet_at_a_bad_image_name_it_once(tmp_path, capsys):
   take(4, [tolerant(tmp_path, Meeting(2, readers=4, broken=(0,)), limit=1)], batch=1, threads=4, prefetch=4)
   assert capsys.readouterr().out.count("passed over, 1 of at most 1") == 1

@@ -51,6 +51,7 @@ def two(command: list, workdir: Path, devices: int) -> Iterator[list[subprocess.
   finally:
     for process in both:
       process.kill()
+      process.communicate()
 
 
 def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen) -> None:
