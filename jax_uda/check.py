@@ -25,7 +25,7 @@ def describe(config: ConfigDict) -> str:
   Raises:
     UserError: something in the config does not fit.
   """
-  experiment, sizes = _planned(config)
+  experiment, sizes = planned(config)
   state = check(experiment)
   lines = [f"method     {config.method}, seed {config.seed}, on {jax.device_count()} {jax.default_backend()} device(s)"]
   for role in ("source", "target", "test"):
@@ -47,6 +47,20 @@ def describe(config: ConfigDict) -> str:
       except UserError as error:
         lines.append(f"not here   {error}")
   return "\n".join([*lines, f"total      {total:,} steps; every shape fits"])
+
+
+def planned(config: ConfigDict) -> tuple[Experiment, dict[str, int]]:
+  """An experiment and its data sets' numbers of images, the published ones where the data are not needed for it."""
+  roles = [role for role in ("source", "target", "test") if sources.is_named(config[role])]
+  sizes = {role: sources.published_size(config[role]) for role in roles}
+  space: LabelSpace | None = sources.published_space(config.source)
+  for role in roles:
+    if config[role].kind == "street_world":
+      sources.open_source(config[role], config.data_dir)  # needs no data, and knows its names
+  if space is not None and None not in sizes.values():
+    return plan(config, space, {}, sizes), sizes
+  experiment = open_experiment(config)
+  return experiment, {role: len(experiment.datasets[role]) for role in roles}
 
 
 def check(experiment: Experiment) -> State:
@@ -110,19 +124,6 @@ def _abstract_batch(batch: int, canvas: tuple[int, int]) -> dict[str, jax.ShapeD
     "draw": number,
     "domain": number,
   }
-
-
-def _planned(config: ConfigDict) -> tuple[Experiment, dict[str, int]]:
-  roles = [role for role in ("source", "target", "test") if sources.is_named(config[role])]
-  sizes = {role: sources.published_size(config[role]) for role in roles}
-  space: LabelSpace | None = sources.published_space(config.source)
-  for role in roles:
-    if config[role].kind == "street_world":
-      sources.open_source(config[role], config.data_dir)  # needs no data, and knows its names
-  if space is not None and None not in sizes.values():
-    return plan(config, space, {}, sizes), sizes
-  experiment = open_experiment(config)
-  return experiment, {role: len(experiment.datasets[role]) for role in roles}
 
 
 def _dataset(spec: ConfigDict) -> str:

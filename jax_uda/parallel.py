@@ -23,8 +23,18 @@ def train_step(step: Callable) -> Callable:
 
   The state carries no device axis and is donated.
   """
-  mapped = jax.pmap(step, axis_name=DEVICE_AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
+  mapped = _mapped(step)
   return lambda state, batches, key: mapped(state, shard(batches), key)
+
+
+def lowered_train_step(step: Callable, state: Any, batches: Any, key: jax.Array) -> jax.stages.Lowered:
+  """What `train_step` compiles; its executable takes batches that `shard` has been through."""
+  return _mapped(step).lower(state, shard(batches), key)
+
+
+@functools.cache
+def _mapped(step: Callable) -> Callable:
+  return jax.pmap(step, axis_name=DEVICE_AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
 
 
 @functools.cache

@@ -98,9 +98,9 @@ def _update(histogram: Histogram, probabilities: Array, mask: Array | None) -> H
   num_classes = histogram.counts.shape[0]
   predicted, confidence, pooled = _pool(probabilities, mask)
   counts = _counted(histogram.counts, predicted, confidence, pooled)
-  own = pooled[..., None] & (predicted[..., None] == jnp.arange(num_classes))
-  maximum = jnp.where(own, confidence[..., None], 0).max(range(own.ndim - 1))
-  return Histogram(counts, jnp.maximum(histogram.maximum, maximum))
+  # By index: against each class in turn, all pixels would be looked at again for every one of them.
+  own = jnp.where(pooled, predicted, num_classes).reshape(-1)
+  return Histogram(counts, histogram.maximum.at[own].max(confidence.reshape(-1), mode="drop"))
 
 
 def update_histogram(histogram: Histogram, probabilities: ArrayLike, mask: ArrayLike | None = None) -> Histogram:
@@ -218,9 +218,17 @@ def select(probabilities: Array, thresholds: Array, ignore_label: int = 255, mas
   p = probabilities.astype(jnp.float32)
   # If any class exceeds its threshold, so does the argmax of p/t. Comparing p with t spares the ratio's rounding.
   over = p > thresholds
-  labels = jnp.where(over, p / thresholds, 0).argmax(-1).astype(jnp.uint8)
-  kept = over.any(-1) if mask is None else over.any(-1) & mask
-  return jnp.where(kept, labels, jnp.asarray(ignore_label, jnp.uint8))
+  ratios = jnp.where(over, p / thresholds, 0)
+  labels = jnp.where(over, jnp.arange(p.shape[-1], dtype=jnp.int32), ignore_label)
+
+  def larger(a, b):  # of (ratio, label); the first of equals
+    take = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
+    return tuple(jnp.where(take, x, y) for x, y in zip(a, b, strict=True))
+
+  # One pass over the classes, where any() and argmax() would be several.
+  nothing = jnp.float32(0), jnp.asarray(ignore_label, jnp.int32)
+  _, labels = lax.reduce((ratios, labels), nothing, larger, (p.ndim - 1,))
+  return jnp.where(True if mask is None else mask, labels, ignore_label).astype(jnp.uint8)
 
 
 # What discriminators say of a target set: outputs in 0..1 [..., D], of D of them, that differ in scale.

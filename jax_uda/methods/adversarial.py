@@ -244,10 +244,9 @@ def adversarial_loss(
   batch_stats = {"segmenter": changed.get("batch_stats", variables["batch_stats"])}
   for (name, judge), weight, *features in zip(judges.items(), weights, source_features, target_features, strict=False):
     fixed, moving = jax.lax.stop_gradient((params[name], features))
-    seen = [judge.apply({"params": fixed}, x) for x in features]
-    fooled = mean(rules.fool_target(seen[1]), inside[1])
+    fooled = mean(rules.fool_target(judge.apply({"params": fixed}, features[1])), inside[1])
     if rules.fool_source is not None:
-      fooled += mean(rules.fool_source(seen[0]), inside[0])
+      fooled += mean(rules.fool_source(judge.apply({"params": fixed}, features[0])), inside[0])
     of_source, of_target = (judge.apply({"params": params[name]}, x) for x in moving)
     told = (mean(rules.tell_source(of_source), inside[0]) + mean(rules.tell_target(of_target), inside[1])) / 2
     right = [rules.probability(of_source) > 0.5, rules.probability(of_target) <= 0.5]
