@@ -25,6 +25,7 @@ from jax_uda.errors import UserError
 
 NUM_CLASSES, SIZE, STRIDE = 19, (512, 1024), 8
 PORTION = 0.2
+CHUNK = 8  # images whose counts stay on the device, as a batch's in labelling
 SIDES = ("ours", "published")
 
 
@@ -77,7 +78,8 @@ class Ours:
   def __init__(self):
     from jax_uda import pseudo_labels
 
-    self._rules, self._total = pseudo_labels, None
+    self._rules, self._total, self._added = pseudo_labels, None, 0
+    self._part = pseudo_labels.init_histogram(NUM_CLASSES)
 
   @staticmethod
   def prepared(maps: np.ndarray) -> Any:
@@ -87,12 +89,21 @@ class Ours:
     return jax.block_until_ready(jax.device_put(maps))
 
   def add(self, maps: Any) -> None:
-    """One image's confidences into the histogram; merged on the host, as labelling does."""
-    part = self._rules.update_histogram(self._rules.init_histogram(NUM_CLASSES), maps)
-    self._total = part if self._total is None else self._rules.merge_histograms(self._total, part)
+    """One image's confidences into the histogram on the device, which is merged on the host now and then."""
+    import jax
+
+    self._part, self._added = jax.block_until_ready(self._rules.update_histogram(self._part, maps)), self._added + 1
+    if self._added == CHUNK:
+      self._merge()
+
+  def _merge(self) -> None:
+    fresh = self._rules.init_histogram(NUM_CLASSES)
+    self._total = self._rules.merge_histograms(fresh if self._total is None else self._total, self._part)
+    self._part, self._added = fresh, 0
 
   def thresholds(self) -> np.ndarray:
     """[C], the confidence at rank `PORTION` of each pool."""
+    self._merge()
     return np.asarray(self._rules.class_balanced_thresholds(self._total, PORTION))
 
   def select(self, maps: Any, thresholds: np.ndarray) -> np.ndarray:
