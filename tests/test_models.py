@@ -648,3 +648,24 @@ def test_decoders_miss_channels_of_their_own_in_their_votes_alone():
   (logits, whole), (_, alone) = cast(0, every, False), cast(0, slice(1, 2), False)
   np.testing.assert_array_equal(logits, plain)
   np.testing.assert_allclose(whole[1:2], alone, rtol=1e-5, atol=1e-6)  # an example's key alone decides
+
+
+@pytest.mark.parametrize(("size", "dilation", "kernel"), [((9, 11), 6, 3), ((5, 20), 4, 5), ((3, 4), 12, 3), ((30, 31), 2, 3)])
+def test_convolutions_that_look_far_spare_the_padding_and_nothing_else(size, dilation, kernel, monkeypatch):
+  x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+  conv = layers.conv(4, kernel, dilation=dilation)
+  variables = conv.init(jax.random.key(1), x)
+
+  def outcome():  # traced anew each time
+    def loss(variables, x):
+      y = conv.apply(variables, x)
+      return jnp.sum(y * jnp.sin(jnp.arange(y.size).reshape(y.shape))), y
+
+    spares = "dot_general" in str(jax.make_jaxpr(loss)(variables, x))
+    return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(variables, x), spares
+
+  found, spares = outcome()
+  monkeypatch.setattr(layers, "WORTH_SPARING", 0.0)
+  expected, all_of_it = outcome()
+  assert spares == (dilation > 2) and not all_of_it
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)

@@ -1,5 +1,9 @@
 """What every network here is made of: convolution, batch normalisation, dropout, all channels last."""
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,6 +13,7 @@ from jax_uda.state import DEVICE_AXIS
 
 MOMENTUM = 0.9  # of the running statistics: what a training step keeps of the old ones
 BATCH_NORM_MODES = ("per_device", "synced", "frozen")
+WORTH_SPARING = 0.75  # of a convolution's products: if no more than these see the map, the others are left out
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, as torchvision has it
@@ -57,8 +62,50 @@ def conv(
     use_bias=bias,
     dtype=dtype,
     kernel_init=kernel_init,
+    conv_general_dilated=convolve_far if stride == 1 and dilation > 1 and kernel % 2 else None,
     name=name,
   )
+
+
+def convolve_far(x: jax.Array, kernel: jax.Array, strides: Any, padding: Sequence[tuple[int, int]], **how) -> jax.Array:
+  """`lax.conv_general_dilated` at stride 1, padded to the same size; on CPUs, where that spares a good part of the products,
+  as matrix products that leave out what each weight of the window sees of the padding.
+
+  Args:
+    x: [B, H, W, F].
+    kernel: [k, k, F, G], k odd.
+    padding: before and after each axis.
+    how: its other arguments.
+  """
+
+  def whole(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **how)
+
+  sizes = x.shape[1:3]
+  if not all(isinstance(n, int) for n in sizes):  # symbols, in a network that is exported
+    return whole(x, kernel)
+  # By axis and weight: the first and last position of the result that sees the map there, and how far off it looks.
+  offsets = [range(-before, after + 1, d) for (before, after), d in zip(padding, how["rhs_dilation"], strict=True)]
+  views = [[(max(0, -off), min(n, n - off), off) for off in axis] for n, axis in zip(sizes, offsets, strict=True)]
+  rows, columns = (
+    sum(max(0, stop - start) for start, stop, _ in axis) / (n * len(axis)) for n, axis in zip(sizes, views, strict=True)
+  )
+  if rows * columns > WORTH_SPARING:
+    return whole(x, kernel)
+  return jax.lax.platform_dependent(x, kernel, cpu=functools.partial(_weight_by_weight, views=views), default=whole)
+
+
+def _weight_by_weight(x: jax.Array, kernel: jax.Array, *, views: Sequence[Sequence[tuple[int, int, int]]]) -> jax.Array:
+  """A convolution as a sum of matrix products, one for each place in the window that sees anything of the map."""
+  height, width = x.shape[1:3]
+  total = None
+  for i, (top, bottom, down) in enumerate(views[0]):
+    for j, (left, right, across) in enumerate(views[1]):
+      if top < bottom and left < right:
+        part = x[:, top + down : bottom + down, left + across : right + across] @ kernel[i, j]
+        part = jnp.pad(part, ((0, 0), (top, height - bottom), (left, width - right), (0, 0)))
+        total = part if total is None else total + part
+  return total
 
 
 def batch_norm(
