@@ -87,7 +87,7 @@ def exit_status(action: Callable[[], object], flags: argparse.Namespace, goes_on
     flags: with `debug` and `workdir`, and maybe those of `add_processes`.
     goes_on: whether the same command goes on in the workdir, or begins anew.
   """
-  again = f"to go on in {flags.workdir}" if goes_on else "to begin anew"
+  again = f"to go on in {flags.workdir}" if goes_on and flags.workdir else "to begin anew"
   if getattr(flags, "coordinator", None) is None:
     return _exit_status(action, flags, again)
   from jax_uda import processes

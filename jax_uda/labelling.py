@@ -128,7 +128,7 @@ def label_statistics(experiment: Experiment, workdir: epath.Path, stop: StopSign
   path = workdir / "label_statistics.npz"
   if not folds:
     return {}
-  if path.exists():
+  if parallel.gather(path.exists())[0]:
     return report.read_npz(path)
   source = experiment.datasets["source"]
   stats = {name: fold.init() for name, fold in folds.items()}

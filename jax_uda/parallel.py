@@ -71,7 +71,13 @@ def num_devices() -> int:
 
 
 def process() -> dict[str, int]:
-  """Which process this is and of how many, in the names that the pipeline has for them."""
+  """Which process this is and of how many, in the names that the pipeline has for them.
+
+  Raises:
+    UserError: there are several, which cannot tell each other anything.
+  """
+  if jax.process_count() > 1 and not jax.distributed.is_initialized():
+    raise UserError(f"JAX knows of {jax.process_count()} processes here; start all of them with --coordinator auto")
   return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 

@@ -28,7 +28,7 @@ END_SECONDS = 5  # that one which ends early waits for the others to end alike
 GONE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|socket closed|heartbeat|barrier|coordination", re.I)
 
 _last_words = ["", 1]  # what to say, and the status to exit with, when JAX aborts this process
-_ending = threading.Lock()
+_ending = threading.Lock()  # never let go: who comes second waits for the end
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None, heartbeat: int) -> None:
@@ -96,7 +96,7 @@ def ending_together(action: Callable[[], int], lost: str, debug: bool) -> int:
   try:
     result = action()
   except Exception as error:
-    gone = GONE.search(str(error))
+    gone = isinstance(error, jax.errors.JaxRuntimeError) and GONE.search(str(error))
     if debug or not gone:
       traceback.print_exc()
     if gone:

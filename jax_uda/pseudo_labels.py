@@ -98,9 +98,16 @@ def _update(histogram: Histogram, probabilities: Array, mask: Array | None) -> H
   num_classes = histogram.counts.shape[0]
   predicted, confidence, pooled = _pool(probabilities, mask)
   counts = _counted(histogram.counts, predicted, confidence, pooled)
-  # By index: against each class in turn, all pixels would be looked at again for every one of them.
-  own = jnp.where(pooled, predicted, num_classes).reshape(-1)
-  return Histogram(counts, histogram.maximum.at[own].max(confidence.reshape(-1), mode="drop"))
+
+  def class_by_class(pools, values):
+    return jnp.where(pools[..., None] == jnp.arange(num_classes), values[..., None], 0).max(range(pools.ndim))
+
+  def by_index(pools, values):  # a CPU would look at all pixels again for every class
+    return jnp.zeros(num_classes).at[pools.reshape(-1)].max(values.reshape(-1), mode="drop")
+
+  pools = jnp.where(pooled, predicted, num_classes)
+  maximum = lax.platform_dependent(pools, confidence, cpu=by_index, default=class_by_class)
+  return Histogram(counts, jnp.maximum(histogram.maximum, maximum))
 
 
 def update_histogram(histogram: Histogram, probabilities: ArrayLike, mask: ArrayLike | None = None) -> Histogram:

@@ -33,14 +33,14 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
   workdir = epath.Path(workdir)
   experiment = open_experiment(config)
   refuse_other_run(config, workdir)
-  results = open_results(experiment, workdir)
+  results = parallel.gather(open_results(experiment, workdir))[0]  # all go by what process 0 sees there
   if results["final"]:
     print(f"{workdir}: this run is finished\n\n{report.iou_table(results['stages'])}\n")
     write_report(workdir)
     return results
   experiment = tolerant(experiment, workdir)
   checkpoints = Checkpoints(workdir / "checkpoints", experiment.stages)
-  state = first_state(experiment, fresh=checkpoints.empty())
+  state = first_state(experiment, fresh=parallel.gather(checkpoints.empty())[0])
   # What can be wrong with a config is found by now: from here on the directory is this run's.
   parallel.barrier()  # all have seen what was there before
   report.write_json(workdir / "config.json", config.to_dict())

@@ -6,12 +6,9 @@ import sys
 import jax
 import numpy as np
 
-if __name__ == "__main__":
-  index, count, port = map(int, sys.argv[1:])
-  jax.config.update("jax_platforms", "cpu")
-  if count > 1:
-    jax.distributed.initialize(f"localhost:{port}", count, index)
 
+def scored() -> dict:
+  """The confusion matrix of all processes, and numbers beyond 32 bits that they have summed."""
   from jax_uda import evaluate, experiment, parallel, trained
   from jax_uda.stopping import StopSignal
   from tests.tiny import tiny
@@ -26,5 +23,12 @@ if __name__ == "__main__":
   state = parallel.replicate(state)
   with StopSignal() as stop:
     found = evaluate.score(trained.of(opened, state), opened.datasets["test"], "scoring", stop)
-  big = parallel.sum_over_processes(found * 2**40)  # beyond 32 bits
-  print(json.dumps({"confusion": found.tolist(), "big": (big // 2**40).tolist()}))
+  big = parallel.sum_over_processes(found * 2**40)
+  return {"confusion": found.tolist(), "big": (big // 2**40).tolist()}
+
+
+if __name__ == "__main__":
+  index, count, port = map(int, sys.argv[1:])
+  jax.config.update("jax_platforms", "cpu")
+  jax.distributed.initialize(f"localhost:{port}", count, index)
+  print(json.dumps(scored()))

@@ -11,11 +11,11 @@ from tests.tiny import tiny
 
 
 @pytest.fixture(scope="module")
-def measured():
+def measured(tmp_path_factory):
   """All parts of self-training, with a step of its own for each of the three kinds of stage."""
   config = tiny("self_training")
   config.rounds.statistics_steps = 2
-  return command.measure(config, command.PARTS, None, 2)
+  return command.measure(config, command.PARTS, None, 2, str(tmp_path_factory.getbasetemp() / "profile"))
 
 
 def of_part(report, part):
@@ -34,6 +34,13 @@ def test_every_kind_of_step_is_timed_once(measured):
   assert steps["source, train"]["flop"] > steps["statistics, statistics"]["flop"]  # which has no backward pass
 
 
+def test_every_kind_of_step_is_traced(measured, tmp_path_factory):
+  traces = (tmp_path_factory.getbasetemp() / "profile").glob("*/**/*.trace.json.gz")
+  assert {path.relative_to(tmp_path_factory.getbasetemp()).parts[1] for path in traces} == {
+    "source_train", "statistics_statistics", "round_1_train",
+  }  # fmt: skip
+
+
 def test_labels_scores_and_reading_are_timed(measured):
   assert list(of_part(measured, "labels")) == ["network", "fold pools", "selection"]
   assert of_part(measured, "scores")["whole images"]["images"] == parts.BATCHES * 4  # devices
@@ -43,8 +50,9 @@ def test_labels_scores_and_reading_are_timed(measured):
 
 def test_the_table_has_a_row_for_each(measured):
   lines = command.table([measured | {"command": "python -m jax_uda.benchmark --config x.py"}]).splitlines()
-  rows = [line for line in lines if line.startswith(("| train", "| labels", "| scores", "| reading"))]
-  assert len(rows) == len(measured["records"]) and len({line.count("|") for line in rows}) == 1
+  rows = [line for line in lines if line.startswith("| 1 |")]
+  assert len(rows) == len(measured["records"]) and len({line.count("|") for line in lines if "|" in line}) == 1
+  assert "1. `python -m jax_uda.benchmark --config x.py`" in lines
 
 
 def test_figures():
@@ -106,6 +114,7 @@ def test_what_pytorch_does_not_know_is_refused(method, field, value):
     (["--config", "configs/demo.py", "--parts", "train,lunch"], "'lunch'"),
     (["--config", "configs/demo.py", "--steps", "0"], "--steps"),
     (["--config", "configs/demo.py", "--steps", "many"], "--steps"),
+    (["--config", "configs/demo.py", "--profile", "x", "--against", "torch"], "--against"),
     (["--show", "nothing.json"], "nothing.json"),
   ],
 )
@@ -125,7 +134,7 @@ def test_shows_what_was_written(measured, tmp_path, capsys):
     report.write_json(tmp_path / f"{name}.json", measured | {"command": f"python -m jax_uda.benchmark --config {name}.py"})
   assert command.main(["--show", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
   shown = capsys.readouterr().out
-  assert "a.py" in shown and "b.py" in shown and shown.count("| train: source, train |") == 2
+  assert "1. `python -m jax_uda.benchmark --config a.py`\n2. " in shown and shown.count("| train: source, train |") == 2
 
 
 # Selection

@@ -22,6 +22,7 @@ from jax_uda.data.label_spaces import CITYSCAPES19, CITYSCAPES_IDS, LabelSpace, 
 from jax_uda.errors import UserError
 from jax_uda.stopping import StopSignal
 from jax_uda.trained import Manner, TrainedNetwork, predictions
+from tests import scored_by_processes
 from tests.tiny import picture, tiny
 
 # --- networks that are easy to work by hand ---
@@ -447,20 +448,17 @@ def test_scoring_needs_neither_source_nor_weights(finished, tmp_path, monkeypatc
 
 
 def test_processes_score_together():
-  """Two processes of four devices find what one finds, each all of it."""
+  """Two processes of a device each find what one of four finds, each all of it."""
   script = Path(__file__).parent / "scored_by_processes.py"
   environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = str(free.getsockname()[1])
 
-  def start(index, count):
-    return subprocess.Popen(
-      [sys.executable, script, str(index), str(count), port], env=environment, stdout=subprocess.PIPE, text=True
-    )
-
-  alone, *both = (process.communicate(timeout=240)[0] for process in [start(0, 1), start(0, 2), start(1, 2)])
-  alone, *both = (json.loads(out.splitlines()[-1]) for out in (alone, *both))
+  commands = [[sys.executable, script, str(index), "2", port] for index in range(2)]
+  both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
+  alone = scored_by_processes.scored()
+  both = [json.loads(process.communicate(timeout=240)[0].splitlines()[-1]) for process in both]
   assert both[0] == both[1] and both[0]["confusion"] == alone["confusion"]
   assert np.count_nonzero(np.sum(alone["confusion"], axis=0)) > 3  # classes are predicted
   np.testing.assert_array_equal(both[0]["big"], 2 * np.array(alone["confusion"]))

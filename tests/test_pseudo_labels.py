@@ -380,3 +380,43 @@ def test_patches_leave_the_known_share_uncovered():
   for num, expected in [(25, 0.216), (50, 0.129), (100, 0.074)]:
     covering = np.einsum("bnh,bnw->bhw", rows[:, :num], columns[:, :num], dtype=np.float32)
     assert abs((covering == 0).mean() - expected) < 0.02
+
+
+def hard_cases(num_classes=5):
+  """Scores [H, W, C] with ties, zeros, NaN, values at their thresholds; thresholds [C], one of them +inf, one 0."""
+  rng = np.random.default_rng(0)
+  thresholds = np.array([0.25, 0.5, np.inf, 0.0, 0.125], np.float32)[:num_classes]
+  scores = rng.integers(0, 9, (40, 50, num_classes)).astype(np.float32) / 8
+  scores[:5] = np.array([0.5, 1, 0, 0, 0.25])  # the same ratio to all that have one
+  scores[5:8] = 0
+  scores[8:10, :, 1] = np.nan
+  scores[10] = np.nan
+  return scores, thresholds
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("ignore_label", [255, 3])
+def test_select_is_the_argmax_of_those_above_their_thresholds(masked, ignore_label):
+  scores, thresholds = hard_cases()
+  mask = np.random.default_rng(1).random(scores.shape[:2]) < 0.7 if masked else None
+  over = scores > thresholds
+  with np.errstate(divide="ignore", invalid="ignore"):
+    ratios = np.where(over, scores / thresholds, 0)
+  kept = over.any(-1) if mask is None else over.any(-1) & mask
+  expected = np.where(kept, ratios.argmax(-1), ignore_label)
+  found = np.asarray(pl.select(scores, thresholds, ignore_label, mask))
+  np.testing.assert_array_equal(found, expected)
+  assert found.dtype == np.uint8 and len(np.unique(found)) > 3
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_maxima_of_pools(masked):
+  scores, _ = hard_cases()
+  scores[np.isnan(scores).any(-1)] = np.nan  # what is NaN in part may be in a pool or not
+  mask = np.random.default_rng(1).random(scores.shape[:2]) < 0.7 if masked else np.ones(scores.shape[:2], bool)
+  found = pl.update_histogram(pl.init_histogram(5), scores, mask if masked else None)
+  predicted, confidence = np.asarray(jnp.argmax(scores, -1)), np.asarray(jnp.max(scores, -1))
+  pooled = (confidence > 0) & ~np.isnan(scores[..., 0]) & mask
+  expected = [confidence[pooled & (predicted == c)].max(initial=0) for c in range(5)]
+  np.testing.assert_array_equal(found.maximum, expected)
+  assert np.asarray(found.counts).sum() == pooled.sum()

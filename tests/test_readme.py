@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 import jax_uda
+from jax_uda import report
+from jax_uda.benchmark import __main__ as benchmark
+from jax_uda.benchmark import selection
 from tests.tiny import picture
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 WITHOUT_THIS_PACKAGE = "import sys\nsys.modules.update(dict.fromkeys(('jax_uda', 'flax', 'tests')))\n"
 
 
@@ -85,3 +89,9 @@ def test_images_of_other_kinds_are_an_error(workdir):
 def test_manners_that_mean_nothing_are_an_error(fields, said):
   with pytest.raises(jax_uda.UserError, match=said):
     jax_uda.Manner(**fields)
+
+
+def test_the_speed_tables_are_of_the_figures_that_were_kept():
+  steps = [report.read_json(path) for path in sorted((ROOT / ".github/speed").glob("steps_*.json"))]
+  assert len(steps) >= 4 and benchmark.table(steps) in README
+  assert selection.table(report.read_json(ROOT / ".github/speed/selection.json")["rows"]) in README

@@ -1,6 +1,8 @@
 """What is timed on this machine: train steps, labelling, scoring and reading, on made-up images by a network at random."""
 
+import collections
 import functools
+import itertools
 import os
 import platform
 import sys
@@ -22,6 +24,7 @@ from jax_uda.experiment import Experiment, open_dataset
 from jax_uda.state import Stage, State, TrainStep
 
 WARM_UP = 3  # passes that are not timed
+TRACED = 3  # steps in a trace
 BATCHES = 8  # that labelling, scoring and reading are timed on
 
 Record = dict[str, Any]
@@ -190,13 +193,17 @@ class Racer:
     }
 
 
-def time_steps(experiment: Experiment, times: int, most: float) -> Iterator[Record]:
-  """A record for each kind of train step; `most` is the device's `ceiling`."""
+def time_steps(experiment: Experiment, times: int, most: float, profile: str | None = None) -> Iterator[Record]:
+  """A record for each kind of train step, and a trace of it in the folder `profile`; `most` is the device's `ceiling`."""
   for work in works(experiment):
     say(f"{work.title}: compiling")
     racer = Racer(work)
     say(f"{work.title}: timing")
-    yield racer.record(passes(racer.step, times), most)
+    seconds = passes(racer.step, times)
+    if profile:
+      with jax.profiler.trace(os.path.join(profile, work.title.replace(", ", "_"))):
+        passes(racer.step, TRACED, 0)
+    yield racer.record(seconds, most)
 
 
 # Beside the train steps
@@ -216,8 +223,8 @@ def time_labelling(experiment: Experiment, times: int) -> Iterator[Record]:
 
   def record(name, action):
     say(f"labels, {name}: timing")
-    found = figures(passes(action, times, 1), BATCHES * batch)
-    return {"part": "labels", "title": name, "sizes": {"target": canvas}, **found}
+    took = figures(passes(action, times, 1), BATCHES * batch)
+    return {"part": "labels", "title": name, "sizes": {"target": canvas}, **took}
 
   with tempfile.TemporaryDirectory() as folder:
     keep = functools.partial(
@@ -240,7 +247,8 @@ def time_labelling(experiment: Experiment, times: int) -> Iterator[Record]:
         )
         yield record(f"fold {name}", fold)
         found[name] = fold()
-      yield record("selection", lambda: [0 for _ in inference.select(labelling, state.hyper, found, kept, canvas)])
+      selected = functools.partial(inference.select, labelling, state.hyper, found, kept, canvas)
+      yield record("selection", lambda: collections.deque(selected(), 0))
 
 
 def time_scoring(experiment: Experiment, times: int) -> Iterator[Record]:
@@ -270,14 +278,15 @@ def time_reading(experiment: Experiment, times: int) -> Iterator[Record]:
   except UserError as error:
     say(f"reading: left out; {error}")
     return
-  (stream,), sizes = stage.steps[stage.pick(0)].streams, {"source": tuple(config.canvas)}
+  kind, sizes = stage.steps[stage.pick(0)], {"source": tuple(config.canvas)}
+  (stream,) = kind.streams
   batch = stage.streams[stream].batch
   batches = pipeline.train_stream([source], batch, tuple(config.canvas), seed=0, start=0, threads=config.threads)
   say("reading: timing")
-  alone = passes(lambda: [0 for _ in range(BATCHES) if next(batches)], times)
+  alone = passes(lambda: collections.deque(itertools.islice(batches, BATCHES), 0), times)
   yield {"part": "reading", "title": f"{config.threads} threads", "sizes": sizes, **figures(alone, BATCHES * batch)}
 
-  step, key = parallel.train_step(stage.steps[stream].apply), experiment.stage_key(0, 2)
+  step, key = parallel.train_step(kind.apply), experiment.stage_key(0, 2)
   state, waited, began = parallel.replicate(stage.begin(first_state(experiment), key)), 0.0, 0.0
   for i in range(WARM_UP + times):
     if i == WARM_UP:

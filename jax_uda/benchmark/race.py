@@ -18,6 +18,7 @@ from jax_uda import check, parallel, report
 from jax_uda.benchmark.parts import Racer, Record, Work, figures, passes, say, works
 from jax_uda.errors import UserError
 from jax_uda.state import DEVICE_AXIS
+from jax_uda.steps import SOURCE, TARGET
 
 TURNS = 5  # of the two sides
 # By how much losses may differ; and the norm of all gradients, in which every layer has a part, and which batch statistics
@@ -53,16 +54,20 @@ def race(config: ConfigDict, times: int, most: float) -> Iterator[Record]:
     raise UserError(f"--against torch compares on one device, here are {parallel.num_devices()}; hide the others")
   config, sizes = comparable(config)
   experiment = check.planned(config)[0]
-  calm = check.planned(_without_dropout(config))[0]  # the two sides draw otherwise
-  for work, undropped in zip(works(experiment, sizes), works(calm, sizes), strict=True):
+  # The two sides drop other values, and are the same only without that.
+  drops = config.network.backbone == "resnet38" and config.network.dropout
+  undropped = works(check.planned(_without_dropout(config))[0], sizes) if drops else None
+  for work in works(experiment, sizes):
+    checked = next(undropped) if undropped else work
+    assert checked.title == work.title
     if work.name == "statistics":
       continue
+    say(f"{work.title}: compiling")
+    ours = Racer(work)  # before the other side begins to work
     with tempfile.TemporaryDirectory() as folder:
       hand_over(Path(folder), experiment.config, work)
       with TorchRacer(folder) as theirs:
-        say(f"{work.title}: compiling")
-        ours = Racer(work)
-        same = same_work(undropped, ours if calm.config == experiment.config else Racer(undropped), theirs)
+        same = same_work(checked, Racer(checked) if drops else ours, theirs)
         say(f"{work.title}: PyTorch compiles")
         peer = same | theirs.ask("choose")
         seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
@@ -111,8 +116,7 @@ def comparable(config: ConfigDict) -> tuple[ConfigDict, dict[str, tuple[int, int
 
 def _without_dropout(config: ConfigDict) -> ConfigDict:
   config = config.copy_and_resolve_references()
-  if "dropout" in config.network:
-    config.network.dropout = config.network.dropout and config.network.backbone != "resnet38"
+  config.network.dropout = False
   return config
 
 
@@ -123,11 +127,15 @@ def hand_over(folder: Path, config: ConfigDict, work: Work) -> None:
   for player in _players(work):
     for (_, *modules, leaf), x in traverse_util.flatten_dict(work.state.networks[player].variables).items():
       arrays[f"weights/{'.'.join([player, *modules, LEAVES[leaf]])}"] = np.transpose(x, AXES[x.ndim])
-  for i, stream in enumerate(work.kind.streams):
+  batches = [(stream, work.batches[stream]) for stream in work.kind.streams]
+  for i, (stream, batch) in enumerate(batches):
     inside = (slice(None), *map(slice, work.sizes[stream]))
-    arrays |= {f"{what}/{i}": work.batches[stream][what][inside] for what in ("image", "label")}
+    arrays |= {f"{what}/{i}": batch[what][inside] for what in ("image", "label")}
   if step == "multi_level":
     arrays["hyper/class_sizes"] = work.state.hyper["class_sizes"]
+    given = {"source": SOURCE, "target": TARGET}  # of streams that hold one domain
+    domains = [np.full_like(batch["domain"], given[name]) if name in given else batch["domain"] for name, batch in batches]
+    arrays["hyper/domain"] = np.concatenate(domains)
   if step.startswith("curriculum"):
     weighted = [name.strip() for name in config.curriculum.weighted.split(",")]
     weights = [config.curriculum.class_weight if name in weighted else 1 for name in config.classes]

@@ -3,18 +3,19 @@
     python -m jax_uda.benchmark.selection --images 10,100,500
 
 The published way (CBST, algorithm 2) gathers the confidences of each class over all images, concatenates and sorts them,
-and goes through the maps again to select; here in NumPy as quick as that allows. Ours is `jax_uda.pseudo_labels`. Maps are
+and goes through the maps again to select; here in plain NumPy. Ours is `jax_uda.pseudo_labels`. Maps are
 made again from a seed whenever they are asked for; making them, and bringing them to where a side wants them, is not timed.
 Each figure is from a process of its own.
 """
 
 import functools
 import json
-import resource
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -111,9 +112,10 @@ class Ours:
     return np.asarray(self._rules.select(maps, thresholds))
 
 
-def peak() -> int:
-  """Bytes that this process has held at most."""
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def held(what: str) -> int:
+  """Bytes that this process holds (`VmRSS`), or has held at most (`VmHWM`; getrusage would begin with the parent's)."""
+  status = Path("/proc/self/status").read_text()
+  return int(re.search(rf"^{what}:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024
 
 
 def measure(side: str, num: int) -> dict[str, Any]:
@@ -121,10 +123,11 @@ def measure(side: str, num: int) -> dict[str, Any]:
   make = {"ours": Ours, "published": Published}[side]
   warm = make()
   maps = warm.prepared(probabilities(0))
-  warm.add(maps)
+  for _ in range(CHUNK):
+    warm.add(maps)
   warm.select(maps, warm.thresholds())
   del warm
-  method, seconds, before = make(), dict.fromkeys(("gathering", "thresholds", "selecting"), 0.0), peak()
+  method, seconds, before = make(), dict.fromkeys(("gathering", "thresholds", "selecting"), 0.0), held("VmRSS")
 
   def timed(name, action):
     started = time.perf_counter()
@@ -142,7 +145,7 @@ def measure(side: str, num: int) -> dict[str, Any]:
     selected += int((timed("selecting", functools.partial(method.select, maps, thresholds)) < NUM_CLASSES).sum())
   return {
     "seconds": seconds,
-    "bytes": peak() - before,
+    "bytes": held("VmHWM") - before,
     "thresholds": thresholds.tolist(),
     "selected": selected,
   }

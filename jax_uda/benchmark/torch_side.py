@@ -2,7 +2,8 @@
 
 A process of its own, which imports no JAX. Modules are called as in `jax_uda.models`, so that weights go over by name. It
 has channels last, autocast where the network computes in bfloat16, fused optimizers, and both eager mode and torch.compile,
-of which the faster one is timed. Augmentation is left out on both sides: PyTorch users have it in worker processes.
+of which the faster one is timed. Augmentation is left out on both sides: PyTorch users have it in worker processes. With
+bfloat16 all its layers compute in that, where ours keep those in float32 by whose outputs labels are ranked.
 """
 
 import json
@@ -51,8 +52,9 @@ class BasicBlock(nn.Module):
 
   def forward(self, x: Tensor) -> Tensor:
     """[B, C, H, W] to [B, channels, H / stride, W / stride]."""
-    y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-    return F.relu(y + (self.downsample_1(self.downsample_0(x)) if self.project else x))
+    y = self.bn2(self.conv2(F.relu_(self.bn1(self.conv1(x)))))
+    y += self.downsample_1(self.downsample_0(x)) if self.project else x
+    return F.relu_(y)
 
 
 class Bottleneck(nn.Module):
@@ -71,8 +73,9 @@ class Bottleneck(nn.Module):
 
   def forward(self, x: Tensor) -> Tensor:
     """[B, C, H, W] to [B, 4 · channels, H / stride, W / stride]."""
-    y = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
-    return F.relu(self.bn3(self.conv3(y)) + (self.downsample_1(self.downsample_0(x)) if self.project else x))
+    y = self.bn3(self.conv3(F.relu_(self.bn2(self.conv2(F.relu_(self.bn1(self.conv1(x))))))))
+    y += self.downsample_1(self.downsample_0(x)) if self.project else x
+    return F.relu_(y)
 
 
 RESNETS = {
@@ -109,7 +112,7 @@ class ResNet(nn.Module):
 
   def forward(self, x: Tensor) -> list[Tensor]:
     """Normalised images [B, 3, H, W] to one map a stage, finest first."""
-    x, maps = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1), []
+    x, maps = F.max_pool2d(F.relu_(self.bn1(self.conv1(x))), 3, 2, 1), []
     for names in self.stages:
       for name in names:
         x = getattr(self, name)(x)
@@ -140,13 +143,14 @@ class Level38(nn.Module):
     """[B, C, H, W] to [B, widths[-1], H / stride, W / stride]."""
     y = x
     for i, name in enumerate(self.names):
-      y = F.relu(getattr(self, f"bn_{name}")(y))
+      y = F.relu_(getattr(self, f"bn_{name}")(y))
       if self.first and i == 0:
         x = self.res_branch1(y)
       if self.dropout and i == len(self.names) - 1:
         y = F.dropout(y, self.dropout)
       y = getattr(self, f"res_{name}")(y)
-    return x + y
+    y += x
+    return y
 
 
 class ResNet38(nn.Module):
@@ -178,7 +182,7 @@ class ResNet38(nn.Module):
     x = self.conv1a(x)
     for name in self.names:
       x = getattr(self, name)(x)
-    return [F.relu(self.bn7(x))]
+    return [F.relu_(self.bn7(x))]
 
 
 class Head(nn.Module):
@@ -191,7 +195,7 @@ class Head(nn.Module):
 
   def forward(self, x: Tensor) -> Tensor:
     """The latent map to logits."""
-    return self.logits(F.relu(self.conv(x)))
+    return self.logits(F.relu_(self.conv(x)))
 
 
 class PyramidPooling(nn.Module):
@@ -211,7 +215,7 @@ class PyramidPooling(nn.Module):
     maps = [x]
     for n in self.bins:
       y = getattr(self, f"pool{n}_conv")(F.adaptive_avg_pool2d(x, n))
-      y = F.relu(getattr(self, f"pool{n}_bn")(y) if self.norm else y)
+      y = F.relu_(getattr(self, f"pool{n}_bn")(y) if self.norm else y)
       maps.append(F.interpolate(y, x.shape[2:], mode="bilinear"))
     return self.logits(torch.cat(maps, 1))
 
@@ -234,7 +238,7 @@ class FusionDecoder(nn.Module):
     for level in reversed(range(len(maps) - 1)):
       for unit in range(self.units):
         first, second = (getattr(self, f"level{level}_unit{unit}_conv{i}") for i in (1, 2))
-        x = x + second(F.relu(first(F.relu(x))))
+        x = x + second(F.relu_(first(F.relu(x))))
       height, width = maps[level].shape[2:]
       x = F.interpolate(x, scale_factor=2, mode="bilinear")[..., :height, :width]
       x = x + getattr(self, f"level{level}_reduce")(maps[level])
@@ -271,7 +275,7 @@ class PatchDiscriminator(nn.Module):
   def forward(self, x: Tensor) -> Tensor:
     """Features to a map of verdicts."""
     for i in range(self.poolings + 1):
-      x = F.leaky_relu(getattr(self, f"conv{i + 1}")(x), 0.2)
+      x = F.leaky_relu_(getattr(self, f"conv{i + 1}")(x), 0.2)
       if i < self.poolings:
         x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
     return self.verdict(x)
@@ -288,8 +292,8 @@ class ImageClassifier(nn.Module):
 
   def forward(self, x: Tensor) -> Tensor:
     """The latent map to logits [B, classes]."""
-    x = F.relu(self.conv2(F.relu(self.conv1(x)))).mean((2, 3))
-    return self.fc2(F.relu(self.fc1(x)))
+    x = F.relu_(self.conv2(F.relu_(self.conv1(x)))).mean((2, 3))
+    return self.fc2(F.relu_(self.fc1(x)))
 
 
 # Networks
@@ -339,10 +343,14 @@ class FusionSegmenter(nn.Module):
     how = (network["channels"], network["units"], network["dilation"])
     self.decoder, self.head = FusionDecoder(self.backbone.channels, *how), ASPP(network["channels"], classes)
 
+  def features(self, x: Tensor) -> list[Tensor]:
+    """Images to two maps of features."""
+    return self.decoder(self.backbone(x))[:2]
+
   def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Images to logits at stride 4, and two maps of features."""
-    high, mid, *_ = self.decoder(self.backbone(x))
-    return self.head(high), [high, mid]
+    """Images to logits at stride 4, and the features."""
+    found = self.features(x)
+    return self.head(found[0]), found
 
 
 def build(config: Mapping[str, Any], step: str) -> nn.ModuleDict:
@@ -389,17 +397,20 @@ def supervised(players: nn.ModuleDict, parts: Sequence[tuple[Tensor, Tensor]], s
   return loss, {"loss": loss}, others
 
 
-def present(labels: Tensor, classes: int) -> Tensor:
-  """Shares of the pixels by class, [B, C]."""
-  counts = torch.stack([torch.bincount(one.flatten(), minlength=IGNORE + 1)[:classes] for one in labels])
-  return counts / labels[0].numel()
+def shares(labels: Tensor, classes: int) -> Tensor:
+  """Of the pixels, by class, [B, C]."""
+  counts = torch.zeros(len(labels), IGNORE + 1, device=labels.device)
+  counts.scatter_add_(1, labels.flatten(1), torch.ones_like(labels, dtype=torch.float32).flatten(1))
+  return counts[:, :classes] / labels[0].numel()
 
 
-def multi_level(players: nn.ModuleDict, parts: Any, class_sizes: Tensor, eta: float, weight: float) -> tuple[Tensor, dict]:
-  """MLSL: cross-entropy, and binary cross-entropy of the image labels of source and target."""
+def multi_level(
+  players: nn.ModuleDict, parts: Any, class_sizes: Tensor, domain: Tensor, eta: float, weight: float
+) -> tuple[Tensor, dict]:
+  """MLSL: cross-entropy, and binary cross-entropy of the image labels; `domain` [B] of all parts, 0 is the source."""
   loss, metrics, latents = supervised(players, parts, 8)
-  source, target = (present(labels, len(class_sizes)) for _, labels in parts)
-  wanted = torch.cat([source > 0, target > eta * class_sizes]).float()
+  share = torch.cat([shares(labels, len(class_sizes)) for _, labels in parts])
+  wanted = torch.where((domain == 0)[:, None], share > 0, share > eta * class_sizes).float()
   of_classifier = F.binary_cross_entropy_with_logits(players["classifier"](torch.cat(latents)).float(), wanted)
   return loss + weight * of_classifier, {**metrics, "classifier_loss": of_classifier}
 
@@ -412,8 +423,9 @@ def branches(
   segmenter = players["segmenter"]
   logits = [upsample(x, labels.shape[1:], 8) for x in segmenter(images)]
   with torch.no_grad():
-    predicted = sum(logits).argmax(1)
-    agree = torch.stack([x.argmax(1) == predicted for x in logits]).all(0)
+    if proxies or mine:
+      predicted = sum(logits).argmax(1)
+      agree = torch.stack([x.argmax(1) == predicted for x in logits]).all(0)
     if proxies:
       labels = torch.where(agree, predicted, IGNORE) if mine else predicted
     elif mine:  # at the start, where no pixel is dropped yet
@@ -432,7 +444,7 @@ def adversarial(
   """Multi-adversarial proxies: cross-entropy on the source, and the non-saturating game over both domains' features."""
   source, (target_images, _) = parts
   loss, metrics, (of_source,) = supervised(players, [source], 4)
-  _, of_target = players["segmenter"](target_images)
+  of_target = players["segmenter"].features(target_images)
   loss = segmentation_weight * loss
   for i, (weight, *seen) in enumerate(zip(weights, of_source, of_target, strict=False), start=1):
     judge = players[f"discriminator_{i}"]
@@ -449,7 +461,8 @@ def loss_of(config: Mapping[str, Any], step: str, players: nn.ModuleDict, hyper:
   """Parts -> (what a step minimises, {metric})."""
   if step == "multi_level":
     settings = config["weak_labels"]
-    return lambda parts: multi_level(players, parts, hyper["class_sizes"], settings["eta"], settings["weight"])
+    known = (hyper["class_sizes"], hyper["domain"], settings["eta"], settings["weight"])
+    return lambda parts: multi_level(players, parts, *known)
   if step in ("curriculum_source", "curriculum_target"):
     settings = config["curriculum"]
     proxies = step == "curriculum_target"
@@ -544,12 +557,16 @@ class Racer:
       torch.tensor(x, device=self.device).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD)
     )
     self.optimizers = optimizers_of(self.config, self.step, self.players, job["rate"])
-    self.loss = loss_of(self.config, self.step, self.players, self.hyper)
+    loss = loss_of(self.config, self.step, self.players, self.hyper)
+    self.loss = lambda moved: loss([self.normalised(*stream) for stream in moved])
 
-  def parts(self) -> list[tuple[Tensor, Tensor]]:
-    """A batch on the device, normalised."""
-    moved = [[x.to(self.device, non_blocking=True) for x in stream] for stream in self.batch]
-    return [((images.permute(0, 3, 1, 2).float() - self.mean) / self.std, labels.long()) for images, labels in moved]
+  def moved(self) -> list[list[Tensor]]:
+    """A batch on the device: images uint8 [B, H, W, 3] and labels [B, H, W] of each stream."""
+    return [[x.to(self.device, non_blocking=True) for x in stream] for stream in self.batch]
+
+  def normalised(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Images float32 [B, 3, H, W], channels last, and labels int64."""
+    return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std, labels.long()
 
   def synchronize(self) -> None:
     """Waits for the device."""
@@ -561,7 +578,7 @@ class Racer:
     for optimizer in self.optimizers:
       optimizer.zero_grad(set_to_none=True)
     with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-      total, metrics = loss(self.parts())
+      total, metrics = loss(self.moved())
     total.backward()
     for optimizer in self.optimizers:
       optimizer.step()
@@ -583,7 +600,7 @@ class Racer:
     dropping = {module: module.dropout for module in self.players.modules() if isinstance(module, Level38)}
     for module in dropping:
       module.dropout = 0.0  # the two sides would draw otherwise
-    flops = flops_of(self.players, lambda: self.loss(self.parts()))
+    flops = flops_of(self.players, lambda: self.loss(self.moved()))
     metrics = {name: float(x.detach()) for name, x in self.train(self.loss).items()}
     for module, rate in dropping.items():
       module.dropout = rate
@@ -594,20 +611,24 @@ class Racer:
   def choose(self) -> dict[str, Any]:
     """Takes eager mode or torch.compile, whichever is faster here; says which and what both took."""
     ways: dict[str, Callable] = {"eager": self.loss}
-    found: dict[str, Any] = {"seconds": {}}
-    try:
-      started = time.perf_counter()
-      compiled = torch.compile(self.loss)
-      self.time(compiled, 1)
-      found["compile_seconds"] = time.perf_counter() - started
-      ways["torch.compile"] = compiled
-    except Exception as error:  # of many kinds, where there is no compiler for it
-      found["not_compiled"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+    found: dict[str, Any] = {"seconds": {}, "compile_seconds": {}, "not_compiled": {}}
+    for mode in ("default", *(["reduce-overhead"] if self.device.type == "cuda" else [])):
+      name = "torch.compile" if mode == "default" else f"torch.compile ({mode})"
+      try:
+        started = time.perf_counter()
+        compiled = torch.compile(self.loss, mode=mode)
+        self.time(compiled, 1)
+        found["compile_seconds"][name] = time.perf_counter() - started
+        ways[name] = compiled
+      except Exception as error:  # of many kinds, where there is no compiler for it
+        found["not_compiled"][name] = f"{type(error).__name__}: {error}"[:200]
     for name, way in ways.items():
       self.time(way, WARM_UP)
       found["seconds"][name] = float(np.median(self.time(way, TRIALS)))
     found["way"] = min(found["seconds"], key=found["seconds"].get)
     self.loss = ways[found["way"]]
+    if self.device.type == "cuda":
+      torch.cuda.reset_peak_memory_stats()
     return found
 
 

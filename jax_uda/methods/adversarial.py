@@ -232,7 +232,7 @@ def adversarial_loss(
   loss, (_, metrics), (source_features,) = self_training.segmentation_loss(params, state, [source], model=model)
   variables = state.networks["segmenter"].replace(params=params["segmenter"]).variables
   (_, target_features), changed = model.apply(
-    variables, target["image"], train=True, keys=target["keys"], mutable=["batch_stats"]
+    variables, target["image"], train=True, classify=False, mutable=["batch_stats"]
   )
   loss *= segmentation_weight
   inside = [cells(part["valid"]) for part in parts]

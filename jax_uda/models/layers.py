@@ -68,8 +68,10 @@ def conv(
 
 
 def convolve_far(x: jax.Array, kernel: jax.Array, strides: Any, padding: Sequence[tuple[int, int]], **how) -> jax.Array:
-  """`lax.conv_general_dilated` at stride 1, padded to the same size; on CPUs, where that spares a good part of the products,
-  as matrix products that leave out what each weight of the window sees of the padding.
+  """`lax.conv_general_dilated` at stride 1, padded to the same size.
+
+  On CPUs, where that spares a good part, as matrix products that leave out what each weight of the window sees of the
+  padding.
 
   Args:
     x: [B, H, W, F].
@@ -92,7 +94,9 @@ def convolve_far(x: jax.Array, kernel: jax.Array, strides: Any, padding: Sequenc
   )
   if rows * columns > WORTH_SPARING:
     return whole(x, kernel)
-  return jax.lax.platform_dependent(x, kernel, cpu=functools.partial(_weight_by_weight, views=views), default=whole)
+  # A gradient takes what it needs from x again, in place of what each of the products saw of it.
+  spared = jax.checkpoint(functools.partial(_weight_by_weight, views=views))
+  return jax.lax.platform_dependent(x, kernel, cpu=spared, default=whole)
 
 
 def _weight_by_weight(x: jax.Array, kernel: jax.Array, *, views: Sequence[Sequence[tuple[int, int, int]]]) -> jax.Array:
@@ -102,10 +106,11 @@ def _weight_by_weight(x: jax.Array, kernel: jax.Array, *, views: Sequence[Sequen
   for i, (top, bottom, down) in enumerate(views[0]):
     for j, (left, right, across) in enumerate(views[1]):
       if top < bottom and left < right:
-        part = x[:, top + down : bottom + down, left + across : right + across] @ kernel[i, j]
+        part = x[:, top + down : bottom + down, left + across : right + across]
+        part = jnp.matmul(part, kernel[i, j], preferred_element_type=jnp.float32)
         part = jnp.pad(part, ((0, 0), (top, height - bottom), (left, width - right), (0, 0)))
         total = part if total is None else total + part
-  return total
+  return total.astype(x.dtype)
 
 
 def batch_norm(

@@ -162,14 +162,15 @@ class FusionSegmenter(nn.Module):
 
   @nn.compact
   def __call__(
-    self, images: jax.Array, train: bool = False, keys: jax.Array | None = None
-  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    self, images: jax.Array, train: bool = False, keys: jax.Array | None = None, classify: bool = True
+  ) -> tuple[jax.Array | None, tuple[jax.Array, jax.Array]]:
     """Segments images.
 
     Args:
       images: [B, H, W, 3] float, normalised RGB.
       train: whether batch statistics are used and updated (`batch_stats` must then be mutable unless frozen).
       keys: not needed.
+      classify: whether logits are wanted; None otherwise.
 
     Returns:
       Logits [B, ceil(H / 4), ceil(W / 4), C] in float32; F's map [B, ceil(H / 4), ceil(W / 4), channels], and that of its
@@ -181,7 +182,7 @@ class FusionSegmenter(nn.Module):
     maps = _maps(self, FUSED_BACKBONES, images, train, keys)
     dtype = layers.compute_dtype(self.dtype)
     high, mid, *_ = FusionDecoder(self.channels, self.units, self.dilation, dtype, name="decoder")(maps)
-    return ASPP(self.num_classes, name="head")(high), (high, mid)
+    return ASPP(self.num_classes, name="head")(high) if classify else None, (high, mid)
 
 
 def votes(logits: jax.Array, changed: Mapping[str, Any]) -> jax.Array:
