@@ -82,10 +82,10 @@ class Small(nn.Module):
   """As `FusionSegmenter`, and quick to compile: F at stride 4 is made of the images and of F_l, at stride 8."""
 
   @nn.compact
-  def __call__(self, images, train=False, keys=None):
+  def __call__(self, images, train=False, keys=None, classify=True):
     mid = nn.Conv(4, (8, 8), 8, name="mid")(images)
     high = nn.Conv(4, (4, 4), 4, name="high")(images) + jnp.repeat(jnp.repeat(mid, 2, 1), 2, 2)
-    return nn.Conv(3, (1, 1), name="head")(high), (high, mid)
+    return nn.Conv(3, (1, 1), name="head")(high) if classify else None, (high, mid)
 
 
 JUDGES = {"discriminator_1": PatchDiscriminator(3, 4), "discriminator_2": PatchDiscriminator(2, 4)}
