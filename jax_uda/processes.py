@@ -96,7 +96,7 @@ def ending_together(action: Callable[[], int], lost: str, debug: bool) -> int:
   try:
     result = action()
   except Exception as error:
-    gone = isinstance(error, jax.errors.JaxRuntimeError) and GONE.search(str(error))
+    gone = not isinstance(error, OSError) and GONE.search(str(error))  # a disk may reset connections, too
     if debug or not gone:
       traceback.print_exc()
     if gone:
