@@ -3,9 +3,9 @@
     python -m jax_uda.benchmark.selection --images 10,100,500
 
 The published way (CBST, algorithm 2) gathers the confidences of each class over all images, concatenates and sorts them,
-and goes through the maps again to select; here in plain NumPy. Ours is `jax_uda.pseudo_labels`. Maps are
-made again from a seed whenever they are asked for; making them, and bringing them to where a side wants them, is not timed.
-Each figure is from a process of its own.
+and goes through the maps again to select; here in plain NumPy. Ours is `jax_uda.pseudo_labels`. Maps are made again from a
+seed whenever they are asked for; making them, and bringing them to where a side wants them, is not timed. Each figure is
+from a process of its own.
 """
 
 import functools
@@ -119,7 +119,7 @@ def held(what: str) -> int:
 
 
 def measure(side: str, num: int) -> dict[str, Any]:
-  """Seconds of one side, and how far its memory rises above what one image takes."""
+  """Seconds of one side, and how far its memory rises above where a first image left it, made maps included."""
   make = {"ours": Ours, "published": Published}[side]
   warm = make()
   maps = warm.prepared(probabilities(0))
