@@ -4,8 +4,9 @@ import os
 import shutil
 import tempfile
 
-# Compilation is most of the time here: let XLA try less hard.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# Compilation is most of the time here: let XLA try less hard, and leave out the step that takes it two thirds of that.
+FASTER_COMPILATION = " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + FASTER_COMPILATION
 
 import jax
 import ml_collections

@@ -105,8 +105,10 @@ def turn_hue(rgb: Array, turn: Array | float) -> Array:
   value = rgb.max(axis=-1)
   chroma = value - rgb.min(axis=-1)
   divisor = jnp.where(chroma > 0, chroma, 1)
-  sixths = jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
-  sixths = jnp.where(value == red, (green - blue) / divisor, sixths)
+  # Which one is greatest is asked of the channels alone: a compiler may compute them twice, and round them otherwise the
+  # second time, so that none equals `value`; where two are nearly equal both formulas say nearly the same.
+  sixths = jnp.where(green >= blue, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
+  sixths = jnp.where((red >= green) & (red >= blue), (green - blue) / divisor, sixths)
   # A channel is at its least for two sixths of the circle, at its greatest for two, and linear in between.
   phase = (sixths[..., None] + 6 * turn + np.array([5, 3, 1], np.float32)) % 6
   return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(phase, 4 - phase), 0, 1)
