@@ -43,6 +43,7 @@ def general() -> ConfigDict:
   config.weights = ""
   config.weights_partial = False  # go on with those that fit
   config.start_from = ""  # --workdir of a run whose finished first stage is taken over
+  config.stop_after = ""  # name of a stage, as source: the run ends after it; the same command without this goes on
   config.augmentation = ConfigDict({
     "crop": (500, 500),
     "scale": (0.7, 1.3),

@@ -32,7 +32,8 @@ from jax_uda import commands
 from jax_uda.data import prepared, sources
 from jax_uda.data.label_spaces import IGNORE, LabelSpace
 from jax_uda.errors import UserError
-from jax_uda.report import Progress, read_json
+from jax_uda.files import read_json
+from jax_uda.terminal import Progress
 
 VERSION = "1.0.0"
 SHARD = 500  # images in a file of records
@@ -329,7 +330,9 @@ def main(name: str, description: str, splits: Sequence[Split], argv: Sequence[st
     splits: what to prepare.
     argv: flags; None takes the command line's.
   """
-  parser = commands.parser(name, description)
+  command = f"  python -m data_prep.{name} --raw DIR --out DATA"
+  examples = ["the three commonest commands:", command, f"{command} --height 720", f"{command} --workers 1"]
+  parser = commands.parser(name, "\n".join([description, *examples]))
   parser.prog = f"python -m data_prep.{name}"
   parser.epilog = EPILOG
   parser.add_argument("--raw", required=True, metavar="DIR", help="the folder with the download")

@@ -77,7 +77,7 @@ def thin_easy(labels: Array, agree: Array, ratio: ArrayLike, keys: Array, ignore
 
 
 def similarity(decoders: Sequence[Any]) -> Array:
-  """Cosine of the decoders' convolution weights, each decoder's as one vector: float32 in -1..1, with its sign.
+  """Cosine of the decoders' convolution weights, each decoder's as one vector: float32 [] in -1..1, with its sign.
 
   Biases and BatchNorm take no part. More than two decoders: the mean over pairs; one: 0. Source: eq. 4 and the text before.
   """
@@ -85,7 +85,7 @@ def similarity(decoders: Sequence[Any]) -> Array:
 
 
 def last_layer_similarity(decoders: Sequence[Any]) -> Array:
-  """Sum over all pairs of classes of |w1' w2|, w the weights of the last convolutions, `logits`: float32, from 0.
+  """Sum over all pairs of classes of |w1' w2|, w the last convolutions' (`logits`) weights [..., C]: float32 [], from 0.
 
   More than two decoders: the mean over their pairs; one: 0. Source: released code, in place of `similarity`.
   """

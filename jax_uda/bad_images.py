@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from etils import epath
 
-from jax_uda import parallel, report
+from jax_uda import files, parallel
 from jax_uda.data.sources import View
 from jax_uda.errors import UserError
 
@@ -26,8 +26,8 @@ class BadImages:
 
   def known(self) -> list[str]:
     """What was said of each so far."""
-    files = sorted(self.path.parent.glob(f"{self.path.stem}*{self.path.suffix}"))
-    return list(dict.fromkeys(said for file in files for said in report.read_json(file)))
+    lists = sorted(self.path.parent.glob(f"{self.path.stem}*{self.path.suffix}"))
+    return list(dict.fromkeys(said for file in lists for said in files.read_json(file)))
 
   def add(self, error: UserError) -> None:
     """Notes what a source says of an image that it cannot read; raises UserError if that is one too many."""
@@ -39,7 +39,7 @@ class BadImages:
       if self.limit is not None and len(known) >= self.limit:
         raise UserError(f"{said}; or allow more than config.max_bad_images={self.limit}") from error
       mine = self._mine()
-      report.write_json(mine, [*(report.read_json(mine) if mine.exists() else ()), said], by_each=True)
+      files.write_json(mine, [*(files.read_json(mine) if mine.exists() else ()), said], by_each=True)
       number = "" if self.limit is None else f", {len(known) + 1} of at most {self.limit} bad images"
       print(f"passed over{number}: {said}", flush=True)
 

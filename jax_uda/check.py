@@ -64,7 +64,12 @@ def planned(config: ConfigDict) -> tuple[Experiment, dict[str, int]]:
 
 
 def check(experiment: Experiment) -> State:
-  """Traces all stages of an experiment with abstract values; returns the shapes of its last state."""
+  """Traces all stages of an experiment with abstract values; returns the shapes of its last state.
+
+  Raises:
+    UserError: the network predicts more or fewer classes than the data have, a labelling gives labels of another shape than
+      the canvas, or `config.weights` cannot be loaded.
+  """
   config = experiment.config
   canvas = tuple(config.canvas)
   state = jax.eval_shape(functools.partial(experiment.method.init, config), jax.random.key(0))

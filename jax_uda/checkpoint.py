@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
-from jax_uda import report
+from jax_uda import files
 from jax_uda.errors import UserError
 from jax_uda.state import Network, Stage, State
 
@@ -112,14 +112,14 @@ def last_network(workdir: epath.PathLike, name: str) -> tuple[tuple[str, ...], d
     UserError: no such run, it has not finished, or it has no network of that name.
   """
   results = epath.Path(workdir) / "results.json"
-  if not results.exists() or not report.read_json(results)["final"]:
+  if not results.exists() or not files.read_json(results)["final"]:
     raise UserError(f"config.weights: {workdir} holds no finished run; let it finish, or name another")
   path = (epath.Path(workdir) / "checkpoints").absolute()
   networks = _read(path)["networks"]
   if name not in networks:
     raise UserError(f"config.weights: {workdir} holds the networks {sorted(networks)}, none of them {name}; name another")
   variables = {"params": networks[name]["params"], "batch_stats": networks[name]["batch_stats"] or {}}
-  return report.read_classes(workdir).classes, variables
+  return files.read_classes(workdir).classes, variables
 
 
 def _read(path: epath.Path, place: int | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_collections
 
+from configs import default
 from jax_uda.errors import UserError
 
 
@@ -93,6 +94,28 @@ def stored_config(content: Mapping[str, Any], later: Mapping[str, Any]) -> ml_co
     return {**later, **content, **both}
 
   return ml_collections.ConfigDict(completed(tuples(content), later))
+
+
+def default_fields(method: str) -> dict[str, Any]:
+  """The fields of a method as they are by default; those of all methods, where `configs/default.py` has none for it."""
+  return getattr(default, method, default.general)().to_dict()
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+  """The fields in which two configs differ, {"part.field": (old, new)}; "absent" where one of them lacks it."""
+  found = {}
+  for name in sorted({*old, *new}):
+    before, after = old.get(name, "absent"), new.get(name, "absent")
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+      found.update(changed_fields(before, after, f"{prefix}{name}."))
+    elif before != after:
+      found[f"{prefix}{name}"] = before, after
+  return found
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """The fields in which two configs differ, as `field: old -> new`."""
+  return [f"{name}: {before} -> {after}" for name, (before, after) in changed_fields(old, new).items()]
 
 
 def set_fields(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:

@@ -1,6 +1,10 @@
 """Cross-validation: a config run once per fold, and the folds' confusion matrices pooled into one.
 
-    python -m jax_uda.cross_validate --config configs/cbst_nthu.py --folds 10 --workdir DIR
+the three commonest commands:
+  python -m jax_uda.cross_validate --config configs/cbst_nthu.py --workdir runs/rome --config.data_dir=DATA
+  python -m jax_uda.cross_validate --config configs/cbst_nthu.py --folds 3 --workdir runs/rome --config.data_dir=DATA
+  python -m jax_uda.cross_validate --config configs/cbst_nthu.py --workdir runs/rio --config.data_dir=DATA \\
+    --config.target.domain=Rio --config.test.domain=Rio
 
 `target.split` and `test.split` of the config end in a fold's number, as in train0 and test0; each fold, from 0, puts its
 own there. It is a run in `DIR/fold_<k>`; the first one makes the source stage, which the others take over.
@@ -14,7 +18,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from jax_uda import commands, evaluate, report, run
+from jax_uda import commands, evaluate, files, run, terminal
 from jax_uda.config import load_config
 from jax_uda.errors import UserError
 from jax_uda.experiment import scoring_protocols
@@ -63,7 +67,7 @@ def cross_validate(config: ConfigDict, folds: int, workdir: epath.PathLike) -> d
     print(f"fold {fold}, {fold + 1} of {folds}", flush=True)
     runs.append(run.run(fold_config(config, fold, workdir), fold_dir(workdir, fold)))
   first = fold_dir(workdir, 0)
-  space = report.read_classes(first)
+  space = files.read_classes(first)
   protocols = scoring_protocols(config, space)
   stages = []
   for name in dict.fromkeys((runs[0]["stages"][0]["name"], runs[0]["stages"][-1]["name"])):
@@ -79,9 +83,9 @@ def cross_validate(config: ConfigDict, folds: int, workdir: epath.PathLike) -> d
     "stages": stages,
     "final": stages[-1],
   }
-  report.write_json(epath.Path(workdir) / "results.json", results)
+  files.write_json(epath.Path(workdir) / "results.json", results)
   evaluate.write_table(epath.Path(workdir) / "results.csv", {stage["name"]: stage["iou"] for stage in stages})
-  print(f"\n{protocols[0].name}, {folds} folds together\n\n{report.iou_table(stages)}\n", flush=True)
+  print(f"\n{protocols[0].name}, {folds} folds together\n\n{terminal.iou_table(stages)}\n", flush=True)
   return results
 
 

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jax_uda import commands, finished, inference, metrics, parallel, report, trained
+from jax_uda import commands, files, finished, inference, metrics, parallel, terminal, trained
 from jax_uda.data import label_spaces
 from jax_uda.data.label_spaces import IGNORE, LabelSpace, Protocol
 from jax_uda.errors import UserError
 from jax_uda.experiment import reopen
 from jax_uda.pictures import write_png
+from jax_uda.results import scores
 from jax_uda.stopping import StopSignal
 from jax_uda.trained import WHOLE_ONCE, Manner, Prediction, TrainedNetwork, predictions
 
@@ -47,7 +48,7 @@ def score(
   """
   num_classes, labelled = len(network.classes), 0
   total = np.zeros((num_classes, num_classes), np.int64)
-  with report.Progress(title, parallel.share(len(dataset)), "images") as bar:
+  with terminal.Progress(title, parallel.share(len(dataset)), "images") as bar:
     for predicted in predictions(network, dataset, manner):
       if predicted.truth is not None:
         total, labelled = total + confusion(predicted, num_classes), labelled + 1
@@ -63,24 +64,24 @@ def score(
 def by_protocol(
   confusion: np.ndarray | None, space: LabelSpace, protocols: Sequence[Protocol], absent_as_zero: bool = False
 ) -> dict[str, dict[str, Any]]:
-  """`report.scores` by protocol, from one confusion matrix [C, C] of a label space; None if nothing was scored."""
+  """`scores` by protocol, from one confusion matrix [C, C] of a label space; None if nothing was scored."""
   if confusion is None:
     confusion = np.zeros((len(space.classes),) * 2, np.int64)
   found = {}
   for protocol in protocols:
     folded = metrics.fold(confusion, label_spaces.protocol_rows(protocol, space), len(protocol.classes))
-    found[protocol.name] = report.scores(folded, protocol.classes, absent_as_zero)
+    found[protocol.name] = scores(folded, protocol.classes, absent_as_zero)
   return found
 
 
 def write_confusion(workdir: epath.Path, stage: str, confusion: np.ndarray, space: LabelSpace) -> None:
-  """Writes a stage's confusion matrix to `scores/<stage>.json`."""
-  report.write_json(workdir / "scores" / f"{stage}.json", {"classes": space.classes, "confusion": confusion})
+  """Writes a stage's confusion matrix, int64 [C, C], to `scores/<stage>.json`."""
+  files.write_json(workdir / "scores" / f"{stage}.json", {"classes": space.classes, "confusion": confusion})
 
 
 def read_confusion(workdir: epath.Path, stage: str) -> np.ndarray:
   """What `write_confusion` wrote, int64 [C, C]."""
-  return np.array(report.read_json(workdir / "scores" / f"{stage}.json")["confusion"], np.int64)
+  return np.array(files.read_json(workdir / "scores" / f"{stage}.json")["confusion"], np.int64)
 
 
 def write_table(path: epath.Path, columns: dict[str, dict[str, float | None]]) -> None:
@@ -89,7 +90,7 @@ def write_table(path: epath.Path, columns: dict[str, dict[str, float | None]]) -
   table = csv.writer(text, lineterminator="\n")
   table.writerow(["class", *columns])
   table.writerows([name, *(values[name] for values in columns.values())] for name in next(iter(columns.values())))
-  report.write_atomically(path, text.getvalue().encode())
+  files.write_atomically(path, text.getvalue().encode())
 
 
 # The command
@@ -97,7 +98,9 @@ def write_table(path: epath.Path, columns: dict[str, dict[str, float | None]]) -
 HELP = """\
 Scores the test set of a run: a table, an entry under "evaluations" in results.json, and a CSV file of the IoU by class.
 
+the three commonest commands:
   python -m jax_uda.evaluate --workdir runs/camvid --scales 0.5,0.75,1.0 --flip
+  python -m jax_uda.evaluate --workdir runs/synthia --protocol synthia13
   python -m jax_uda.evaluate --workdir runs/mlsl_gta --stage source --predictions submission --ids cityscapes \\
     --config.test.split=test
 
@@ -152,9 +155,9 @@ def evaluate(
   entry = {"stage": name, "protocol": chosen.name, "scales": manner.scales, "flip": manner.flip, "sliding": manner.window}
   entry |= {"overrides": overrides} if overrides else {}
   entry |= by_protocol(found, experiment.space, [chosen], experiment.config.absent_as_zero)[chosen.name]
-  results = report.read_json(workdir / "results.json")
+  results = files.read_json(workdir / "results.json")
   results.setdefault("evaluations", []).append(entry)
-  report.write_json(workdir / "results.json", results)
+  files.write_json(workdir / "results.json", results)
   write_table(workdir / f"evaluation_{_slug(entry)}.csv", {"IoU": entry["iou"]})
   return entry
 
@@ -225,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     manner = manner_of(flags)
     entry = evaluate(flags.workdir, flags.stage, flags.protocol, manner, flags.predictions, flags.ids, overrides)
     if entry is not None:
-      print(f"{entry['protocol']}, {flags.workdir}\n\n{report.iou_table([{**entry, 'name': entry['stage']}])}")
+      print(f"{entry['protocol']}, {flags.workdir}\n\n{terminal.iou_table([{**entry, 'name': entry['stage']}])}")
 
   return commands.exit_status(action, flags, goes_on=False)
 

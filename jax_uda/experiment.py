@@ -12,8 +12,9 @@ import jax
 import ml_collections
 from etils import epath
 
-from jax_uda import inference, methods, parallel, report
+from jax_uda import files, inference, methods, parallel
 from jax_uda.bad_images import BadImages, Tolerant
+from jax_uda.config import differences
 from jax_uda.data import label_spaces, sources
 from jax_uda.data.label_spaces import LabelSpace, Protocol
 from jax_uda.errors import UserError
@@ -33,6 +34,10 @@ SOURCE_FIELDS = (
   "weights_partial",
   "diversity",
 )
+
+
+# What may be another when a run goes on: more bad images may be allowed where one has stopped it, and it may go further.
+MAY_CHANGE = ("max_bad_images", "stop_after")
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Experiment:
   maps: Callable | None
 
   def stage_key(self, index: int, purpose: int) -> jax.Array:
-    """The key for one purpose in one stage; everything random comes from these."""
+    """The PRNG key [] for one purpose in one stage; everything random comes from these."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), index), purpose)
 
 
@@ -205,27 +210,14 @@ def refuse_other_run(config: ml_collections.ConfigDict, workdir: epath.Path) -> 
     claimed = (workdir / "config.json").exists()
   except OSError as error:
     raise UserError(f"--workdir: {workdir}: {error.strerror or error}; name a folder that can be written") from error
-  # More bad images may be allowed where one has stopped a run.
   old, new = (
-    {name: value for name, value in fields.items() if name != "max_bad_images"}
-    for fields in (report.read_json(workdir / "config.json") if claimed else {}, report.plain(config.to_dict()))
+    {name: value for name, value in fields.items() if name not in MAY_CHANGE}
+    for fields in (files.read_json(workdir / "config.json") if claimed else {}, files.plain(config.to_dict()))
   )
   if claimed and (changes := differences(old, new)):
     raise UserError(
       f"--workdir: {workdir} holds a run of another config ({'; '.join(changes)}); name a new folder, or undo that"
     )
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-  """The fields in which two configs differ, as `field: old -> new`."""
-  lines = []
-  for name in sorted({*old, *new}):
-    before, after = old.get(name, "absent"), new.get(name, "absent")
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-      lines += differences(before, after, f"{prefix}{name}.")
-    elif before != after:
-      lines.append(f"{prefix}{name}: {before} -> {after}")
-  return lines
 
 
 def source_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import safetensors.numpy
 from etils import epath
 from jax import export as jax_export
 
-from jax_uda import commands, evaluate, finished, inference, report
+from jax_uda import commands, evaluate, files, finished, inference
 from jax_uda.data import transforms
 from jax_uda.errors import UserError
 from jax_uda.experiment import reopen
@@ -25,7 +25,9 @@ NETWORK, WEIGHTS = ".stablehlo", ".safetensors"
 HELP = f"""\
 Writes the network of a run for other programs, in the format that the name of --out tells.
 
+the three commonest commands:
   python -m jax_uda.export --workdir runs/demo --out demo{NETWORK}
+  python -m jax_uda.export --workdir runs/demo --out demo{NETWORK} --size 512x1024
   python -m jax_uda.export --workdir runs/mine --out encoder{WEIGHTS}
 
 FILE{NETWORK}: the whole network, for CPU, GPU and TPU. jax.export.deserialize reads it without this package; with it,
@@ -90,13 +92,13 @@ def export(
     arrays = weights.torchvision_arrays(state.networks["segmenter"].variables)
     about = {f"network.{field}": str(value) for field, value in experiment.config.network.items()}
     images = f"RGB in 0..1, less {transforms.IMAGENET_MEAN}, divided by {transforms.IMAGENET_STD}"
-    report.write_atomically(out, safetensors.numpy.save(arrays, {**about, "images": images}))
+    files.write_atomically(out, safetensors.numpy.save(arrays, {**about, "images": images}))
     return
-  report.write_atomically(out, exported(experiment.predict, state, size))
+  files.write_atomically(out, exported(experiment.predict, state, size))
   space = experiment.space
   meaning = {"name": space.name, "classes": space.classes, "colors": space.colors}
   meaning |= {"stage": name, "size": size, "canvas": tuple(experiment.config.canvas)}
-  report.write_json(epath.Path(f"{out}.json"), meaning)
+  files.write_json(epath.Path(f"{out}.json"), meaning)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

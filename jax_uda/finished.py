@@ -7,9 +7,8 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from configs import default
-from jax_uda import checkpoint, parallel, report
-from jax_uda.config import set_fields, stored_config
+from jax_uda import checkpoint, files, parallel
+from jax_uda.config import default_fields, set_fields, stored_config
 from jax_uda.data.label_spaces import LabelSpace
 from jax_uda.errors import UserError
 from jax_uda.experiment import Experiment
@@ -41,12 +40,10 @@ def read_config(
   for file in ("config.json", "results.json"):
     if not (workdir / file).exists():
       raise UserError(f"--workdir: {workdir} holds no run with a finished stage ({file} is missing); name a run's folder")
-  content = report.read_json(workdir / "config.json")
-  # The function of default.py that has a method's fields bears its name.
-  later = getattr(default, content["method"], default.general)().to_dict()
-  config = stored_config(content, later)
+  content = files.read_json(workdir / "config.json")
+  config = stored_config(content, default_fields(content["method"]))
   set_fields(config, overrides)
-  return config, report.read_classes(workdir)
+  return config, files.read_classes(workdir)
 
 
 def find_stage(workdir: epath.Path, name: str = "") -> tuple[str, int]:
@@ -55,7 +52,7 @@ def find_stage(workdir: epath.Path, name: str = "") -> tuple[str, int]:
   Raises:
     UserError: there is none, or none of that name.
   """
-  stages = report.read_json(workdir / "results.json")["stages"]
+  stages = files.read_json(workdir / "results.json")["stages"]
   kept = checkpoint.kept_ends(workdir / "checkpoints", [stage["steps"] for stage in stages])
   places = {stages[i]["name"]: place for i, place in kept.items()}
   if not places:

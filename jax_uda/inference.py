@@ -3,6 +3,9 @@
 A network's outputs are kept at its own stride as float16 log-probabilities (a sixty-fourth of the pixels, or a sixteenth;
 logarithms, since softmax confidences pile up next to 1, where float16 has no room). Full resolution exists only on the
 device, one image at a time, whenever something replays the kept outputs.
+
+Sources: the mean over patches is MLSL's (section 3.2), that over an image and its mirror image CBST's released code's;
+several scales are CBST's multi-scale testing. That windows overlap by half is our choice.
 """
 
 import functools
@@ -74,7 +77,7 @@ def prepare(images: jax.Array, sizes: jax.Array) -> jax.Array:
 
 
 def log_probabilities(logits: jax.Array) -> jax.Array:
-  """float16 log-softmax over the last axis, finite."""
+  """float16 log-softmax [..., C] of logits [..., C], finite."""
   return jnp.maximum(jax.nn.log_softmax(logits), jnp.finfo(jnp.float16).min).astype(jnp.float16)
 
 
@@ -199,7 +202,11 @@ def select(
 def drawn(
   labelling: Labelling, hyper: dict, found: dict, kept: KeptOutputs, canvas: tuple[int, int], rows: Iterable[int]
 ) -> list[dict[str, np.ndarray]]:
-  """`labelling.maps` and its `others` of some of the images that were kept, cut to their size."""
+  """`labelling.maps`, float [H, W], and its `others`, uint8 [H, W], of some of the images kept, cut to their size.
+
+  Returns:
+    For each place of `rows` in `kept`, in order, these arrays by name.
+  """
   run = _drawn(labelling.assemble, (*labelling.maps.items(), *labelling.others.items()), canvas)
   result = []
   for row in rows:

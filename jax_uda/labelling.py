@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jax_uda import inference, metrics, parallel, report
+from jax_uda import files, inference, metrics, parallel, terminal
 from jax_uda.data import pipeline
 from jax_uda.data.label_spaces import IGNORE
 from jax_uda.experiment import Experiment
 from jax_uda.pictures import heat_maps, spread, write_maps, write_png
+from jax_uda.results import PseudoLabelCounts
 from jax_uda.state import State
 from jax_uda.stopping import StopSignal
 
@@ -28,7 +29,7 @@ def label_target(
   and `pseudo_labels/<stage>.json`.
 
   Returns:
-    What the stage's steps want of it in `State.hyper`.
+    What the stage's steps want of it in `State.hyper`: `mined` int32 [C] where rare classes are mined, else nothing.
   """
   config, stage, target = experiment.config, experiment.stages[index], experiment.datasets["target"]
   labelling, canvas, process = stage.labelling, tuple(config.canvas), parallel.process()
@@ -48,7 +49,7 @@ def label_target(
   @contextlib.contextmanager
   def progress(what):
     started = time.monotonic()
-    with report.Progress(f"{stage.name} · {what}", num, "images") as bar:
+    with terminal.Progress(f"{stage.name} · {what}", num, "images") as bar:
       yield bar
     seconds[what] = time.monotonic() - started
     stop.check(agree=True)
@@ -99,7 +100,7 @@ def label_target(
   trained_on = easiest(list(ease), list(ease.values()), labelling.num)
   others = {what: count.record() for what, count in zip(labelling.others, compared, strict=True)}
   record = {**counts.record(), **labelling.numbers(found), "others": others, "chosen": trained_on, "seconds": seconds}
-  report.write_json(workdir / "pseudo_labels" / f"{stage.name}.json", record)
+  files.write_json(workdir / "pseudo_labels" / f"{stage.name}.json", record)
   print(f"{stage.name}: {counts.summary()}", flush=True)
   for what, count in zip(labelling.others, compared, strict=True):
     print(f"{stage.name}, {what}: {count.summary()}", flush=True)
@@ -119,22 +120,26 @@ def easiest(indices: Sequence[int], ease: Sequence[float], num: int) -> list[int
 
 def chosen(workdir: epath.Path, stage: str) -> list[int]:
   """Indices of the target images that a stage trains on, from its record."""
-  return report.read_json(workdir / "pseudo_labels" / f"{stage}.json")["chosen"]
+  return files.read_json(workdir / "pseudo_labels" / f"{stage}.json")["chosen"]
 
 
 def label_statistics(experiment: Experiment, workdir: epath.Path, stop: StopSignal) -> dict[str, np.ndarray]:
-  """The method's statistics of the source labels, for `State.hyper`; made once a run, kept in label_statistics.npz."""
+  """The method's statistics of the source labels, for `State.hyper`; made once a run, kept in label_statistics.npz.
+
+  Returns:
+    Float32 by name: `prior` [h, w, C], `class_sizes` [C]; those that the method uses.
+  """
   folds = experiment.method.label_statistics(experiment.config)
   path = workdir / "label_statistics.npz"
   if not folds:
     return {}
   if parallel.gather(path.exists())[0]:
-    return report.read_npz(path)
+    return files.read_npz(path)
   source = experiment.datasets["source"]
   stats = {name: fold.init() for name, fold in folds.items()}
   canvas, threads = tuple(experiment.config.canvas), experiment.config.threads
   batches = pipeline.eval_batches(source, 1, canvas, threads=threads, **parallel.process())
-  with report.Progress("source labels · statistics", parallel.share(len(source)), "images") as bar:
+  with terminal.Progress("source labels · statistics", parallel.share(len(source)), "images") as bar:
     for batch in batches:
       if not batch["valid"][0]:
         continue  # in place of an image that cannot be read
@@ -150,17 +155,17 @@ def label_statistics(experiment: Experiment, workdir: epath.Path, stop: StopSign
     if value.ndim == 3 and parallel.is_first():  # a map [h, w, C]
       drawn = heat_maps(value, experiment.space.classes)
       write_png(workdir / "pictures" / "extra" / f"{name}.png", drawn[..., ::-1])
-  report.write_npz(path, found)
+  files.write_npz(path, found)
   return found
 
 
-def pseudo_label_counts(workdir: epath.Path, stage: str) -> dict[str, report.PseudoLabelCounts]:
+def pseudo_label_counts(workdir: epath.Path, stage: str) -> dict[str, PseudoLabelCounts]:
   """What a stage's labelling came to, from its record: "" names the labels, other names the others it compared."""
-  record = report.read_json(workdir / "pseudo_labels" / f"{stage}.json")
+  record = files.read_json(workdir / "pseudo_labels" / f"{stage}.json")
 
   def counts(record):
     confusion = record["confusion"]
-    return report.PseudoLabelCounts(
+    return PseudoLabelCounts(
       np.array(record["selected"]), record["pixels"], None if confusion is None else np.array(confusion)
     )
 

@@ -1,6 +1,9 @@
 """A ladder: variants of a config times seeds, run one after the other and set side by side in a table and a figure.
 
-    python -m jax_uda.ladder --config configs/mlsl_camvid.py --variants FILE.py --seeds 0,1 --workdir DIR
+the three commonest commands:
+  python -m jax_uda.ladder --config configs/mlsl_camvid.py --variants configs/ladders/self_training.py --workdir runs/ladder
+  python -m jax_uda.ladder --config configs/demo.py --variants FILE.py --seeds 0,1,2 --workdir runs/mine --only MLSL
+  python -m jax_uda.ladder --config configs/demo.py --variants FILE.py --seeds 0,1,2 --workdir runs/mine --table
 
 `FILE.py` says what each variant sets in the config; `config` names another config file to set it in:
 
@@ -35,10 +38,10 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jax_uda import checkpoint, commands, evaluate, report, run
-from jax_uda.config import load_config, user_file
+from jax_uda import charts, checkpoint, commands, evaluate, files, run
+from jax_uda.config import differences, load_config, user_file
 from jax_uda.errors import UserError
-from jax_uda.experiment import differences, open_experiment, refuse_other_run, source_settings
+from jax_uda.experiment import open_experiment, refuse_other_run, source_settings
 
 # --- variants -------------------------------------------------------------------------------------------------------
 
@@ -124,7 +127,7 @@ def finished(workdir: epath.Path) -> dict[str, Any] | None:
 
 def _results(workdir: epath.Path) -> dict[str, Any]:
   path = workdir / "results.json"
-  return report.read_json(path) if path.exists() else {}
+  return files.read_json(path) if path.exists() else {}
 
 
 def source_run(config: ConfigDict, workdir: epath.Path, others: Sequence[epath.Path]) -> str:
@@ -138,10 +141,10 @@ def source_run(config: ConfigDict, workdir: epath.Path, others: Sequence[epath.P
     others: the runs of the same seed.
   """
   if (workdir / "config.json").exists():
-    return report.read_json(workdir / "config.json").get("start_from", "")
+    return files.read_json(workdir / "config.json").get("start_from", "")
   if config.start_from:
     return config.start_from
-  mine = source_settings(report.plain(config.to_dict()))
+  mine = source_settings(files.plain(config.to_dict()))
   for other in others:
     results = _results(other)
     steps = [stage["steps"] for stage in results.get("stages", [])[:1] if stage["name"] == "source"]
@@ -255,7 +258,7 @@ def summarise(config: ConfigDict, variants: Variants, seeds: Sequence[int], work
     for name, mine in runs.items()
   }
   compared = compare(scores, variants.baseline, variants.ceiling)
-  return report.plain({
+  return files.plain({
     "config": config.to_dict(),
     "protocol": ", ".join(dict.fromkeys(results["protocol"] for mine in runs.values() for results in mine.values())),
     "seeds": seeds,
@@ -298,14 +301,14 @@ def write(workdir: epath.Path, summary: dict[str, Any]) -> dict[str, Any]:
     raise UserError(f"--workdir: {workdir} holds no finished run of these variants and seeds; leave out --table")
   classes = list(dict.fromkeys(name for iou in runs.values() for name in iou))
   text, image = table(summary), io.BytesIO()
-  with matplotlib.rc_context(report.STYLE):
+  with matplotlib.rc_context(charts.STYLE):
     draw(summary).savefig(image, format="png", dpi=150, metadata={"Software": None})
-  report.write_json(workdir / "ladder.json", summary)
-  report.write_atomically(workdir / "ladder.md", text.encode())
+  files.write_json(workdir / "ladder.json", summary)
+  files.write_atomically(workdir / "ladder.md", text.encode())
   evaluate.write_table(
     workdir / "ladder.csv", {run: {name: iou.get(name) for name in classes} for run, iou in runs.items()}
   )
-  report.write_atomically(workdir / "ladder.png", image.getvalue())
+  files.write_atomically(workdir / "ladder.png", image.getvalue())
   print(f"\n{text}", flush=True)
   return summary
 
@@ -341,10 +344,10 @@ def _percent(fraction: float | None) -> str:
 def draw(summary: Mapping[str, Any]) -> Figure:
   """The variants from top to bottom: a bar to the mean, a dot a seed, lines at baseline and ceiling."""
   variants = summary["variants"]
-  figure = Figure(figsize=(report.CHART_WIDTH, 1.3 + 0.36 * len(variants)))
+  figure = Figure(figsize=(charts.CHART_WIDTH, 1.3 + 0.36 * len(variants)))
   axes = figure.subplots()
   means = [math.nan if variant["mean"] is None else 100 * variant["mean"] for variant in variants.values()]
-  axes.barh(range(len(means)), means, 0.66, color=report.BEFORE, edgecolor=report.AFTER, linewidth=0.6, label="mean")
+  axes.barh(range(len(means)), means, 0.66, color=charts.BEFORE, edgecolor=charts.AFTER, linewidth=0.6, label="mean")
   dots = [
     (100 * entry["final"], row)
     for row, variant in enumerate(variants.values())
@@ -352,7 +355,7 @@ def draw(summary: Mapping[str, Any]) -> Figure:
     if entry["final"] is not None
   ]
   places = [[dot[axis] for dot in dots] for axis in (0, 1)]
-  axes.plot(*places, "o", color=report.AFTER, markersize=6, markeredgecolor="white", label="a seed")
+  axes.plot(*places, "o", color=charts.AFTER, markersize=6, markeredgecolor="white", label="a seed")
   for role, line in (("baseline", "--"), ("ceiling", "-.")):
     if (name := summary[role]) and (mean := variants[name]["mean"]) is not None:
       axes.axvline(100 * mean, color="#111111", linewidth=1.2, linestyle=line, label=name)

@@ -121,6 +121,6 @@ GAMES = {
 
 
 def mean(pair: tuple[Array, Array]) -> Array:
-  """sum / max(count, 1) of a (sum, count) pair: 0, not NaN, for a batch without a labelled pixel."""
+  """sum / max(count, 1) of a (sum, count) pair, float32 []: 0, not NaN, for a batch without a labelled pixel."""
   total, count = pair
   return total / jnp.maximum(count, 1)

@@ -1,4 +1,8 @@
-"""Scores from one confusion matrix of whole numbers: rows = truth, columns = prediction."""
+"""Scores from one confusion matrix of whole numbers: rows = truth, columns = prediction.
+
+IoU is PASCAL VOC's measure; it and its mean, which leaves absent classes out, are as Cityscapes' own evaluation has them.
+Pixel accuracy is as Long et al. (2015) have it.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -49,7 +53,7 @@ def iou(confusion: ArrayLike) -> np.ndarray:
 
 
 def mean_iou(confusion: ArrayLike, classes: Sequence[int] | None = None, absent_as_zero: bool = False) -> float:
-  """Mean IoU in 0..1, over `classes` if given (the matrix stays whole: no new argmax), else over all.
+  """Mean IoU in 0..1 of a matrix [C, C], over `classes` if given (the matrix stays whole: no new argmax), else over all.
 
   Absent classes are left out, or count as 0 if so asked; NaN if none remains.
   """
@@ -62,7 +66,7 @@ def mean_iou(confusion: ArrayLike, classes: Sequence[int] | None = None, absent_
 def pixel_accuracy(confusion: ArrayLike) -> float:
   """Share of the counted pixels that are predicted right, in 0..1; NaN if there is none.
 
-  Rows may be fewer than columns: the pixels of the first classes alone.
+  Of a matrix [C, C]; rows may be fewer than columns: the pixels of the first classes alone.
   """
   confusion = np.asarray(confusion, np.float64)
   return float(np.trace(confusion) / confusion.sum()) if confusion.any() else float("nan")

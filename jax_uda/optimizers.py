@@ -77,7 +77,7 @@ def restart(network: Network, optimizer: optax.GradientTransformation) -> Networ
 def update(
   network: Network, gradients: Any, batch_stats: Any, optimizer: optax.GradientTransformation, rate: jax.Array
 ) -> Network:
-  """One step against the gradients, which are already summed over devices."""
+  """One step of learning rate `rate`, [], against the gradients, shaped as the weights and already summed over devices."""
   updates, opt_state = optimizer.update(gradients, network.opt_state, network.params)
   params = jax.tree.map(lambda p, u: p - rate * u, network.params, updates)
   return Network(params=params, batch_stats=batch_stats, opt_state=opt_state)
@@ -97,10 +97,10 @@ def schedule(rate: float, num_steps: int, power: float, start: int = 0, every: i
 
 
 def learning_rate(hyper: Mapping[str, jax.Array], step: jax.Array) -> jax.Array:
-  """The learning rate at a step of the stage; see `schedule`."""
+  """The learning rate, float32 [], at a step of the stage; see `schedule`."""
   return hyper["rate"] * (1.0 - epoch(hyper, step) * hyper["every"] / hyper["num_steps"]) ** hyper["power"]
 
 
 def epoch(hyper: Mapping[str, jax.Array], step: jax.Array) -> jax.Array:
-  """How often the learning rate has fallen: the epoch, from 0, where it falls once each."""
+  """How often the learning rate has fallen, int32 []: the epoch, from 0, where it falls once each."""
   return (hyper["start"] + step) // hyper["every"]

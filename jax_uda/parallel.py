@@ -5,8 +5,11 @@ in here is pure and defined once (at module level, or a partial made once in a r
 """
 
 import functools
+import os
 import pickle
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -139,3 +142,13 @@ def check_batch(batch: int, field: str) -> None:
   """
   if batch % jax.device_count():
     raise UserError(f"{field}: a batch of {batch} does not divide over {jax.device_count()} devices; choose a multiple")
+
+
+def device_name() -> str:
+  """The name of what JAX computes on: the accelerator's kind, or the processor with its cores."""
+  about, kind = Path("/proc/cpuinfo"), jax.devices()[0].device_kind
+  if kind != "cpu":
+    return kind
+  lines = about.read_text().splitlines() if about.exists() else []
+  names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+  return f"{(names or [platform.machine()])[0]}, {os.cpu_count()} cores"

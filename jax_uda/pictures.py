@@ -9,7 +9,7 @@ from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jax_uda import inference, parallel, report, trained
+from jax_uda import charts, files, inference, parallel, trained
 from jax_uda.data import pipeline
 from jax_uda.experiment import Experiment
 from jax_uda.state import Stage, State
@@ -57,7 +57,7 @@ def spread(num: int, most: int) -> list[int]:
 
 
 def write_maps(workdir: epath.Path, stage: str, found: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-  """What a stage's labelling has drawn, {image id: {what: labels or map}}.
+  """What a stage's labelling has drawn, {image id: {what: labels, uint8 [H, W], or map, float [H, W] in 0..1}}.
 
   As `pictures/labelling/<stage>/{labels, maps}/<what>/<image id>.png`; maps go from black, 0, to white, 1.
   """
@@ -68,7 +68,7 @@ def write_maps(workdir: epath.Path, stage: str, found: Mapping[str, Mapping[str,
 
 
 def grey(values: np.ndarray) -> np.ndarray:
-  """A map of 0..1 as uint8, from black, 0, to white, 1."""
+  """A map [...] of 0..1 as uint8 [...], from black, 0, to white, 1."""
   return np.rint(255 * values).astype(np.uint8)
 
 
@@ -85,8 +85,8 @@ def heat_maps(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
   height, width, num_classes = values.shape
   columns = min(HEAT_COLUMNS, num_classes)
   rows = -(-num_classes // columns)
-  cell = report.CHART_WIDTH / columns
-  figure = Figure((report.CHART_WIDTH, rows * (cell * height / width + 0.25)), dpi=150, layout="constrained")
+  cell = charts.CHART_WIDTH / columns
+  figure = Figure((charts.CHART_WIDTH, rows * (cell * height / width + 0.25)), dpi=150, layout="constrained")
   grid = figure.subplots(rows, columns, squeeze=False).ravel()
   for axes in grid:
     axes.set_axis_off()
@@ -101,4 +101,4 @@ def heat_maps(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 def write_png(path: epath.Path, image: np.ndarray) -> None:
   """Writes uint8 [H, W] or, in OpenCV's channel order, [H, W, 3]; raises `UserError` where that cannot be."""
-  report.write_atomically(path, cv2.imencode(".png", image)[1].tobytes())
+  files.write_atomically(path, cv2.imencode(".png", image)[1].tobytes())

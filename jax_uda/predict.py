@@ -16,13 +16,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from jax_uda import commands, evaluate, inference, parallel, report, trained
+from jax_uda import commands, evaluate, files, inference, parallel, terminal, trained
 from jax_uda.bad_images import BadImages, Tolerant
+from jax_uda.config import differences
 from jax_uda.data import transforms
 from jax_uda.data.label_spaces import LabelSpace, colorize
 from jax_uda.data.sources import FileSource
 from jax_uda.errors import UserError
-from jax_uda.experiment import differences
 from jax_uda.pictures import grey, write_png
 from jax_uda.stopping import StopSignal
 from jax_uda.trained import WHOLE_ONCE, Manner, Prediction, TrainedNetwork
@@ -34,6 +34,7 @@ HELP = f"""\
 Segments images by the network of a run, or of a file that jax_uda.export wrote: train ids, colours, and these over the
 image, each a PNG of the image's size.
 
+the three commonest commands:
   python -m jax_uda.predict --workdir runs/demo --images photos --out predictions
   python -m jax_uda.predict --workdir runs/mlsl_gta --images 'frames/*.jpg' night.png --out night --sliding 512x1024 --flip
   python -m jax_uda.predict --model demo.stablehlo --images photos --out predictions
@@ -142,8 +143,8 @@ def predict(
     network = trained.load(origin, stage, overrides)
     _claim(out, source, {"origin": str(origin), "stage": network.stage, **dataclasses.asdict(manner)})
     bad.path.unlink(missing_ok=True)
-    report.write_classes(out, network.space)
-    with StopSignal() as stop, report.Progress(f"{network.stage} · predicting", len(source), "images") as bar:
+    files.write_classes(out, network.space)
+    with StopSignal() as stop, terminal.Progress(f"{network.stage} · predicting", len(source), "images") as bar:
       for predicted in trained.predictions(network, Tolerant(source, bad), manner):
         write(out, predicted, network.space)
         for what, values in (_maps(network, predicted).items() if maps else ()):
@@ -167,11 +168,11 @@ def _claim(out: epath.Path, source: FileSource, made_by: dict[str, Any]) -> None
   mine = out / "predictions.json"
   if any(path.parent.resolve() == out.resolve() for path in source.images):
     raise UserError(f"--out: {out} has the images in it, which predictions would mix with; name a new folder")
-  if mine.exists() and (changes := differences(report.read_json(mine), report.plain(made_by))):
+  if mine.exists() and (changes := differences(files.read_json(mine), files.plain(made_by))):
     raise UserError(f"--out: {out} has predictions made otherwise ({'; '.join(changes)}); name a new folder")
   if not mine.exists() and (taken := [name for name in (*KINDS, "config.json", "classes.json") if (out / name).exists()]):
     raise UserError(f"--out: {out} has {', '.join(taken)} of another origin; name a new folder")
-  report.write_json(mine, made_by)
+  files.write_json(mine, made_by)
 
 
 def write(out: epath.Path, predicted: Prediction, space: LabelSpace) -> None:

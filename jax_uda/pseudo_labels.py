@@ -35,7 +35,7 @@ NUM_BINS = _ONE + 1 + _prefix(_LARGEST) - _prefix(1)
 
 @jax.jit
 def confidence_bins(confidences: ArrayLike) -> Array:
-  """Bin of each confidence, int32 in [0, NUM_BINS): monotone, exact, and of the same width in log(1 - p) up to 1."""
+  """Bin of each confidence, int32 [...] in 0..NUM_BINS-1: monotone, exact, and of the same width in log(1 - p) up to 1."""
 
   def prefix(x):
     return lax.bitcast_convert_type(x, jnp.int32) >> _SHIFT
@@ -279,6 +279,9 @@ def scale_of(verdicts: Verdicts, kind: str) -> dict[str, np.ndarray]:
 
   Args:
     kind: min_max, smallest to 0 and largest to 1; rank, the share of the outputs that are smaller.
+
+  Returns:
+    float32: min_max, `smallest` [D] and `largest` [D]; rank, `ranks` [D, NUM_BINS].
 
   Raises:
     ValueError: another kind.

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from jax_uda import evaluate, inference, labelling, parallel, pictures, report, trained, training
+from jax_uda import evaluate, files, inference, labelling, parallel, pictures, report, terminal, trained, training
 from jax_uda.checkpoint import Checkpoints, take_networks
+from jax_uda.config import differences
 from jax_uda.errors import UserError
-from jax_uda.experiment import Experiment, differences, open_experiment, refuse_other_run, source_settings, tolerant
+from jax_uda.experiment import Experiment, open_experiment, refuse_other_run, source_settings, tolerant
+from jax_uda.results import stage_result
 from jax_uda.state import State
 from jax_uda.stopping import StopSignal
 
@@ -32,10 +34,12 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
   """
   workdir = epath.Path(workdir)
   experiment = open_experiment(config)
+  if config.stop_after and config.stop_after not in (names := [stage.name for stage in experiment.stages]):
+    raise UserError(f"config.stop_after: there is no stage {config.stop_after!r}; choose from {', '.join(names)}")
   refuse_other_run(config, workdir)
   results = parallel.gather(open_results(experiment, workdir))[0]  # all go by what process 0 sees there
   if results["final"]:
-    print(f"{workdir}: this run is finished\n\n{report.iou_table(results['stages'])}\n")
+    print(f"{workdir}: this run is finished\n\n{terminal.iou_table(results['stages'])}\n")
     write_report(workdir)
     return results
   experiment = tolerant(experiment, workdir)
@@ -43,8 +47,8 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
   state = first_state(experiment, fresh=parallel.gather(checkpoints.empty())[0])
   # What can be wrong with a config is found by now: from here on the directory is this run's.
   parallel.barrier()  # all have seen what was there before
-  report.write_json(workdir / "config.json", config.to_dict())
-  report.write_classes(workdir, experiment.space)
+  files.write_json(workdir / "config.json", config.to_dict())
+  files.write_classes(workdir, experiment.space)
   with StopSignal() as stop:
     index, state, seconds = start_or_resume(experiment, workdir, checkpoints, state, stop)
     if index > len(results["stages"]):
@@ -55,9 +59,11 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
       if index == len(results["stages"]):
         results["stages"].append(score(experiment, workdir, index, state, seconds, stop))
         write_results(workdir, results, finished=index + 1 == len(experiment.stages))
-        print(f"\n{report.iou_table(results['stages'])}\n", flush=True)
+        print(f"\n{terminal.iou_table(results['stages'])}\n", flush=True)
+      if (name := experiment.stages[index].name) == config.stop_after:
+        print(f"{workdir}: ends after {name}, as config.stop_after says; the same command without it goes on")
       index += 1
-      if index == len(experiment.stages):
+      if index == len(experiment.stages) or name == config.stop_after:
         break
       state, seconds = begin(experiment, workdir, index, state, stop)
       checkpoints.save(index, state, seconds)
@@ -69,7 +75,7 @@ def open_results(experiment: Experiment, workdir: epath.Path) -> dict[str, Any]:
   """results.json as an earlier process left it, or a new one."""
   path = workdir / "results.json"
   if path.exists():
-    return report.read_json(path)
+    return files.read_json(path)
   return {
     "config": experiment.config.to_dict(),
     "method": experiment.config.method,
@@ -84,7 +90,7 @@ def write_results(workdir: epath.Path, results: dict[str, Any], finished: bool) 
   """Writes results.json; `final` is the last state, whatever was best."""
   results["seconds"] = sum(stage["seconds"] for stage in results["stages"])
   results["final"] = results["stages"][-1] if finished else None
-  report.write_json(workdir / "results.json", results)
+  files.write_json(workdir / "results.json", results)
 
 
 def write_report(workdir: epath.Path) -> None:
@@ -110,8 +116,8 @@ def first_state(experiment: Experiment, fresh: bool) -> State:
   other = epath.Path(config.start_from)
   if not (other / "config.json").exists():
     raise UserError(f"config.start_from: {other} holds no run; name another run's --workdir")
-  theirs = source_settings(report.read_json(other / "config.json"))
-  if changes := differences(theirs, source_settings(report.plain(config.to_dict()))):
+  theirs = source_settings(files.read_json(other / "config.json"))
+  if changes := differences(theirs, source_settings(files.plain(config.to_dict()))):
     raise UserError(f"config.start_from: {other} had other source settings ({'; '.join(changes)}); make them equal")
   try:
     return take_networks(other / "checkpoints", experiment.stages[0].num_steps, state)
@@ -123,7 +129,7 @@ def start_or_resume(
   experiment: Experiment, workdir: epath.Path, checkpoints: Checkpoints, state: State, stop: StopSignal
 ) -> tuple[int, State, float]:
   """The stage to go on with, the state in it and the seconds already spent in it."""
-  log, first = report.MetricsLog(workdir / "metrics.jsonl"), experiment.stages[0]
+  log, first = files.MetricsLog(workdir / "metrics.jsonl"), experiment.stages[0]
   state = state.replace(hyper={**state.hyper, **labelling.label_statistics(experiment, workdir, stop)})
   state = first.begin(state, experiment.stage_key(0, 0))
   if (found := checkpoints.restore(state)) is not None:
@@ -163,7 +169,7 @@ def score(
   if confusion is not None:
     evaluate.write_confusion(workdir, stage.name, confusion, experiment.space)
   pictures.draw(experiment, workdir, stage, state)
-  result = report.stage_result(
+  result = stage_result(
     stage.name,
     stage.num_steps,
     seconds + time.monotonic() - started,
@@ -172,4 +178,11 @@ def score(
     labelling.pseudo_label_counts(workdir, stage.name) if stage.labelling else None,
     evaluate.by_protocol(confusion, experiment.space, experiment.protocols, config.absent_as_zero),
   )
-  return {**result, "waiting_for_data": training.waiting_for_data(workdir, index)}
+  about = {"waiting_for_data": training.waiting_for_data(workdir, index), "device": device()}
+  return {**result, **about}
+
+
+def device() -> str:
+  """What a run trains on: how many devices of which name."""
+  num = jax.device_count()
+  return f"{num} × {parallel.device_name()}" if num > 1 else parallel.device_name()

@@ -191,7 +191,11 @@ def begin(
   hyper: Mapping[str, jax.Array],
   num_steps: int,
 ) -> State:
-  """Step 0 of a stage of so many train steps: the weights stay, the optimizers of these players start again."""
+  """Step 0 of a stage of so many train steps: the weights stay, the optimizers of these players start again.
+
+  `hyper`, float32 or int32 [] by name, see `optimizers.schedule`, takes its place in `State.hyper`, and so does the number
+  of train steps, float32 [].
+  """
   del key
   fresh = {name: optimizers.restart(state.networks[name], player) for name, player in players.items()}
   hyper = {**state.hyper, **hyper, "train_steps": np.float32(num_steps)}

@@ -13,7 +13,7 @@ from etils import epath
 from jax import export as jax_export
 
 from configs import default
-from jax_uda import finished, inference, parallel, report
+from jax_uda import files, finished, inference, parallel
 from jax_uda.config import set_fields
 from jax_uda.data import pipeline
 from jax_uda.data.label_spaces import LabelSpace
@@ -169,7 +169,7 @@ def _load_file(path: epath.Path, stage: str, overrides: Sequence[str]) -> Traine
   about = epath.Path(f"{path}.json")
   if not about.exists():
     raise UserError(f"{about} is not there, which says what the labels of {path} mean; export both again")
-  meaning = report.read_json(about)
+  meaning = files.read_json(about)
   try:
     space = LabelSpace(meaning["name"], tuple(meaning["classes"]), tuple(map(tuple, meaning["colors"])))
     size, canvas, name = meaning["size"] and tuple(meaning["size"]), tuple(meaning["canvas"]), meaning["stage"]

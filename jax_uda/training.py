@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jax_uda import labelling, parallel, report
+from jax_uda import files, labelling, parallel, terminal
 from jax_uda.checkpoint import Checkpoints
 from jax_uda.data import pipeline, sources
 from jax_uda.errors import UserError
@@ -41,7 +41,7 @@ def train(
     Interrupted: SIGTERM came; the state is saved.
   """
   config, stage = experiment.config, experiment.stages[index]
-  log = report.MetricsLog(workdir / "metrics.jsonl")
+  log = files.MetricsLog(workdir / "metrics.jsonl")
   started, start = time.monotonic(), int(state.step)
   if start == stage.num_steps:
     return state, seconds
@@ -51,7 +51,7 @@ def train(
   window = _Window(stage, index)
   records = log.read()
   warned = {line for record in records for line in record.get("warnings", ())}
-  with report.Progress(f"{stage.name} · training", stage.num_steps, "steps", initial=start) as bar:
+  with terminal.Progress(f"{stage.name} · training", stage.num_steps, "steps", initial=start) as bar:
     for step in range(start + 1, stage.num_steps + 1):
       kind = stage.steps[stage.pick(step - 1)]
       with window.waiting():
@@ -80,7 +80,7 @@ def train(
 
 def waiting_for_data(workdir: epath.Path, index: int) -> float | None:
   """The share of a stage's training time that went by waiting for data, over all its log lines; None if it has none."""
-  records = report.MetricsLog(workdir / "metrics.jsonl").read()
+  records = files.MetricsLog(workdir / "metrics.jsonl").read()
   windows = [(line["seconds"], line["waiting_for_data"]) for line in records if line["stage_index"] == index]
   return sum(seconds * share for seconds, share in windows) / sum(seconds for seconds, _ in windows) if windows else None
 

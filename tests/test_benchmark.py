@@ -128,10 +128,10 @@ def test_wrong_flags_are_one_line(flags, said, capsys):
 
 
 def test_shows_what_was_written(measured, tmp_path, capsys):
-  from jax_uda import report
+  from jax_uda import files
 
   for name in ("a", "b"):
-    report.write_json(tmp_path / f"{name}.json", measured | {"command": f"python -m jax_uda.benchmark --config {name}.py"})
+    files.write_json(tmp_path / f"{name}.json", measured | {"command": f"python -m jax_uda.benchmark --config {name}.py"})
   assert command.main(["--show", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
   shown = capsys.readouterr().out
   assert "1. `python -m jax_uda.benchmark --config a.py`\n2. " in shown and shown.count("| train: source, train |") == 2

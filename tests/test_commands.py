@@ -1,14 +1,24 @@
 """What the commands share."""
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 from jax_uda import commands
 
+MODULES = [
+  *(f"jax_uda.{name}" for name in (
+    "main", "ladder", "cross_validate", "evaluate", "predict", "export", "report", "runs", "tensorboard",
+    "benchmark.__main__", "benchmark.selection",
+  )),
+  *(f"data_prep.{name}" for name in ("gta5", "synthia", "cityscapes", "bdd100k", "nthu", "ade20k", "camvid")),
+]  # fmt: skip
 SCRIPT = """
 from jax_uda import commands
 commands.keep_compilations()
@@ -45,3 +55,26 @@ def test_a_place_that_is_set_stays():
   before = jax.config.jax_compilation_cache_dir
   commands.keep_compilations()
   assert before and jax.config.jax_compilation_cache_dir == before
+
+
+def test_these_are_all_commands():
+  root = Path(commands.__file__).parents[1]
+  files = [path for part in ("jax_uda", "data_prep") for path in (root / part).rglob("*.py")]
+  races = ("torch_side",)  # started by a race alone
+  found = [path for path in files if "\nif __name__ ==" in path.read_text() and path.stem not in races]
+  assert sorted(".".join(path.relative_to(root).with_suffix("").parts) for path in found) == sorted(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_begins_with_the_three_commonest_commands(module, capsys):
+  with pytest.raises(SystemExit) as end:
+    importlib.import_module(module).main(["--help"])
+  assert end.value.code == 0
+  said = capsys.readouterr().out
+  examples = said.partition("the three commonest commands:\n")[2].partition("\n\n")[0].replace("\\\n", " ").splitlines()
+  name = module.removesuffix(".__main__")
+  assert len([line for line in examples if line.startswith("  ")]) == 3, said
+  assert sum(line.startswith(f"  python -m {name}") for line in examples) >= 2
+  flags = {word.partition("=")[0] for line in examples for word in line.split() if word.startswith("--")}
+  known = set(re.findall(r"--\w+", said.rpartition("options:")[2]))
+  assert {flag for flag in flags if not flag.startswith("--config.")} - {"--logdir"} <= known

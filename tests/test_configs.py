@@ -9,9 +9,8 @@ import pytest
 
 from configs import default
 from jax_uda import check
-from jax_uda.config import known_configs, load_config
+from jax_uda.config import differences, known_configs, load_config
 from jax_uda.errors import UserError
-from jax_uda.experiment import differences
 
 README = (Path(__file__).parent.parent / "configs/README.md").read_text()
 
@@ -263,8 +262,9 @@ def test_check_passes(file, tmp_path):
   config = load_config(file)
   if "rounds" in config:
     config.rounds.num = 1
-  if config.network.backbone in ("resnet38", "resnet101"):
-    config.network.update({"backbone": "resnet10", "num_stages": 3})
+  if config.network.backbone.startswith("resnet"):
+    small = {"backbone": "resnet10", "num_stages": 3, "units": 1}
+    config.network.update({name: value for name, value in small.items() if name in config.network})
   if config.source.kind == "folder":
     for part in ("images", "labels"):
       (tmp_path / part).mkdir()

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from jax_uda import cross_validate, evaluate, metrics, report, run
+from jax_uda import cross_validate, evaluate, files, metrics, run
 from jax_uda.config import load_config
 from jax_uda.data.label_spaces import CITYSCAPES19, protocol, protocol_rows
 from jax_uda.errors import UserError
@@ -27,7 +27,7 @@ def runs(monkeypatch) -> list:
   def fake(config, workdir):
     asked.append((config, workdir))
     fold = int(workdir.name.removeprefix("fold_"))
-    report.write_classes(workdir, CITYSCAPES19)
+    files.write_classes(workdir, CITYSCAPES19)
     for stage in ("source", "round_1", "round_2"):
       evaluate.write_confusion(workdir, stage, fold_matrix(fold, stage), CITYSCAPES19)
     return {"seconds": 2.0, "stages": [{"name": name} for name in ("source", "round_1", "round_2")]}
@@ -66,7 +66,7 @@ def test_matrices_are_pooled_before_anything_is_divided(runs, tmp_path, capsys):
     assert stage["miou"] == pytest.approx(metrics.mean_iou(folded, range(13)))
     assert list(stage["iou"].values()) == pytest.approx(metrics.iou(folded)[:13].tolist())
     assert stage["other_protocols"]["cityscapes19"]["miou"] == pytest.approx(metrics.mean_iou(pooled))
-  assert json.loads((tmp_path / "results.json").read_text()) == report.plain(results)
+  assert json.loads((tmp_path / "results.json").read_text()) == files.plain(results)
   with open(tmp_path / "results.csv") as file:
     rows = list(csv.DictReader(file))
   assert [row["class"] for row in rows] == list(scored.classes)
@@ -103,12 +103,12 @@ def test_two_folds_in_earnest(tmp_path):
   folds = [json.loads((tmp_path / f"runs/fold_{k}/results.json").read_text()) for k in range(2)]
   assert [stage["name"] for stage in results["stages"]] == ["source", "round_1"]
   assert folds[1]["config"]["start_from"] == str(tmp_path / "runs/fold_0")
-  stages = {record["stage"] for record in report.MetricsLog(tmp_path / "runs/fold_1/metrics.jsonl").read()}
+  stages = {record["stage"] for record in files.MetricsLog(tmp_path / "runs/fold_1/metrics.jsonl").read()}
   assert stages == {"round_1"}
   for stage in results["stages"]:
     matrices = [evaluate.read_confusion(tmp_path / f"runs/fold_{k}", stage["name"]) for k in range(2)]
     assert [matrix.sum() for matrix in matrices] == [2 * 32 * 64] * 2
     assert stage["miou"] == pytest.approx(metrics.mean_iou(sum(matrices)))
   before = [(tmp_path / f"runs/fold_{k}/results.json").read_bytes() for k in range(2)]
-  assert report.plain(cross_validate.cross_validate(config, 2, tmp_path / "runs")) == report.plain(results)
+  assert files.plain(cross_validate.cross_validate(config, 2, tmp_path / "runs")) == files.plain(results)
   assert before == [(tmp_path / f"runs/fold_{k}/results.json").read_bytes() for k in range(2)]

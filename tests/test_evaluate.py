@@ -436,7 +436,7 @@ def test_scoring_needs_neither_source_nor_weights(finished, tmp_path, monkeypatc
   config["weights"] = config["source"]["dir"] = config["target"]["dir"] = "/nowhere"
   config["source"]["kind"] = config["target"]["kind"] = "folder"
   del config["protocols"], config["absent_as_zero"]  # of a run from before there were such fields
-  monkeypatch.setattr(evaluate.report, "write_json", lambda *_: None)
+  monkeypatch.setattr(evaluate.files, "write_json", lambda *_: None)
   (tmp_path / "checkpoints").symlink_to(finished / "checkpoints")
   for file in ("classes.json", "results.json"):
     (tmp_path / file).write_text((finished / file).read_text())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_uda import ladder, report, run
+from jax_uda import files, ladder, run
 from jax_uda.errors import UserError
 from jax_uda.ladder import Variants
 from jax_uda.stopping import Interrupted
@@ -50,14 +50,14 @@ def runs(monkeypatch) -> list:
   def fake(config, workdir):
     name, miou = workdir.name, MIOU.get(workdir.name, 0.4) + 0.02 * config.seed
     asked.append((config.seed, name, config))
-    report.write_json(workdir / "config.json", config.to_dict())
+    files.write_json(workdir / "config.json", config.to_dict())
     (workdir / "checkpoints/3").mkdir(parents=True)
     stages = [
       {"name": stage, "steps": 3, "miou": value, "pixel_accuracy": 0.9, "iou": {"road": value, "car": None}}
       for stage, value in (("source", 0.25), ("round_1", miou))
     ]
     results = {"config": config.to_dict(), "protocol": "tiny2", "seconds": 60.0, "stages": stages, "final": stages[-1]}
-    report.write_json(workdir / "results.json", results)
+    files.write_json(workdir / "results.json", results)
 
   monkeypatch.setattr(run, "run", fake)
   return asked
@@ -319,7 +319,7 @@ def test_runs_without_a_score_have_a_table_too(runs, flags, tmp_path):
   path = tmp_path / "ladder/seed_0/mlsl/results.json"
   results = json.loads(path.read_text())
   results["final"]["miou"] = None
-  report.write_json(path, results)
+  files.write_json(path, results)
   assert ladder.main([*flags, "--table"]) == 0
   assert json.loads((tmp_path / "ladder/ladder.json").read_text())["variants"]["MLSL"]["mean"] is None
 
@@ -396,7 +396,7 @@ def get_variants():
   source, longer = (json.loads((root / name / "results.json").read_text()) for name in ("source", "longer"))
   assert source["config"]["start_from"] == "" and longer["config"]["start_from"] == str(root / "source")
   assert longer["stages"][0]["iou"] == source["final"]["iou"]
-  assert {record["stage"] for record in report.MetricsLog(root / "longer/metrics.jsonl").read()} == {"round_1"}
+  assert {record["stage"] for record in files.MetricsLog(root / "longer/metrics.jsonl").read()} == {"round_1"}
   summary = json.loads((tmp_path / "ladder/ladder.json").read_text())
   for name, results in (("source", source), ("longer", longer)):
     entry = summary["variants"][name]["seeds"]["0"]

@@ -50,7 +50,8 @@ def records(workdir: Path) -> list[dict]:
 
 def without_times(value):
   if isinstance(value, dict):
-    return {name: without_times(x) for name, x in value.items() if "second" not in name and name != "waiting_for_data"}
+    of_the_machine = ("waiting_for_data", "device")
+    return {name: without_times(x) for name, x in value.items() if "second" not in name and name not in of_the_machine}
   return [without_times(x) for x in value] if isinstance(value, list) else value
 
 
@@ -84,7 +85,7 @@ def test_a_run_leaves_what_it_promises(undisturbed):
 
 
 def test_killed_anywhere_and_resumed_the_weights_are_the_same(undisturbed, tmp_path):
-  for moment in ("training", "saving", "scoring", "labelling"):
+  for moment in ("saving", "scoring", "labelling"):
     assert start(moment, tmp_path).returncode == -signal.SIGKILL, moment
   done = start("terminated", tmp_path)
   assert done.returncode == 75 and "run the same command again" in done.stderr
@@ -137,6 +138,24 @@ def test_start_from_takes_over_the_source_stage_and_four_devices_label_as_one(un
   config.start_from = str(tmp_path)
   with pytest.raises(UserError, match="holds no run"):
     run.run(config, tmp_path / "nowhere")
+
+
+def test_a_part_of_a_run_goes_on_later(undisturbed, tmp_path, capsys):
+  config = tiny_mlsl.get_config()
+  config.start_from, config.stop_after = str(undisturbed), "statistics"
+  results = run.run(config, tmp_path)
+  assert [stage["name"] for stage in results["stages"]] == ["source", "statistics"] and results["final"] is None
+  said = capsys.readouterr().out
+  assert "ends after statistics" in said and f"report: {tmp_path}/report.html" in said
+  config.stop_after = "round_2"
+  with pytest.raises(UserError, match=r"config\.stop_after: there is no stage 'round_2'; choose from source, .*round_1"):
+    run.run(config, tmp_path)
+  config.stop_after = ""
+  results = run.run(config, tmp_path)
+  assert "resuming at stage statistics" in capsys.readouterr().out and results["final"]["name"] == "round_1"
+  positions = [(record["stage_index"], record["step"]) for record in records(tmp_path)]
+  assert len(set(positions)) == len(positions) and positions[-1] == (2, 5)
+  assert results["final"]["device"].startswith("4 × ")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(mlsl_config, tmp_path):

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from jax_uda import experiment, labelling, report, run, training
+from jax_uda import experiment, files, labelling, run, training
 from jax_uda.errors import UserError
 from tests.tiny import tiny
 
@@ -83,7 +83,7 @@ def test_a_run_passes_over_a_bad_image_everywhere(config, tmp_path, paired, shar
 def test_log_lines_add_up_to_the_stages_share_of_waiting(tmp_path):
   assert training.waiting_for_data(tmp_path, 0) is None
   stage = experiment.open_experiment(tiny("self_training")).stages[0]
-  log, window = report.MetricsLog(tmp_path / "metrics.jsonl"), training._Window(stage, 0)
+  log, window = files.MetricsLog(tmp_path / "metrics.jsonl"), training._Window(stage, 0)
   for step, waits in ((1, 0.2), (2, 0.0)):
     with window.waiting():
       time.sleep(waits)

@@ -13,6 +13,7 @@ from jax_uda.errors import UserError
 HELP = """\
 Times what a config does on this machine, with made-up images and a network at random, and prints a table.
 
+the three commonest commands:
   python -m jax_uda.benchmark --config configs/mlsl_gta.py --dtype bfloat16
   python -m jax_uda.benchmark --config configs/cbst_gta.py --against torch --json speed.json
   python -m jax_uda.benchmark --show speed.json
@@ -31,7 +32,7 @@ def measure(config, parts: Sequence[str], against: str | None, times: int, profi
   """What the tables are made from: device, versions, the ceiling, and a record for each thing that was timed."""
   import jax
 
-  from jax_uda import check
+  from jax_uda import check, parallel
   from jax_uda.benchmark import parts as timed
   from jax_uda.benchmark import race
 
@@ -59,7 +60,7 @@ def measure(config, parts: Sequence[str], against: str | None, times: int, profi
       raise
   names = ("jax", "jaxlib", "flax", *([against] if against else []))
   return {
-    "device": timed.device(),
+    "device": parallel.device_name(),
     "devices": jax.device_count(),
     "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}},
     "dtype": dtype,
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = commands.parser("benchmark", HELP)
   parser.add_argument("--config", metavar="FILE.py", help="the experiment; needed unless --show")
   parser.add_argument("--parts", metavar="train,labels", help=f"of {', '.join(PARTS)}; without it all of them")
-  parser.add_argument("--against", choices=("torch",), help="compare with PyTorch (pip install 'jax-uda[torch]')")
+  parser.add_argument("--against", choices=("torch",), help="compare with PyTorch (pip install -e '.[torch]')")
   parser.add_argument("--steps", type=int, default=20, metavar="N", help="passes that are timed, of each thing")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="what layers compute in; else the config's")
   parser.add_argument("--profile", metavar="DIR", help="write traces of train steps here, for Perfetto or TensorBoard")
@@ -142,10 +143,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   if flags.against and (flags.profile or flags.parts):
     parser.error("--against: it compares train steps and traces none; leave out --parts and --profile")
   if flags.against and not importlib.util.find_spec("torch"):
-    parser.error("--against torch: PyTorch is not there; pip install 'jax-uda[torch]'")
+    parser.error("--against torch: PyTorch is not there; pip install -e '.[torch]'")
   # On a GPU both sides have to find room.
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-  from jax_uda import report
+  from jax_uda import files
   from jax_uda.config import load_config
 
   def action() -> None:
@@ -153,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed, too
     if flags.show:
-      print(table([report.read_json(path) for path in flags.show]))
+      print(table([files.read_json(path) for path in flags.show]))
       return
     config = load_config(flags.config, overrides)
     if flags.dtype:
@@ -161,8 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = measure(config, parts, flags.against, flags.steps, flags.profile)
     found["command"] = " ".join(["python -m jax_uda.benchmark", *_without_json(given)])
     if flags.json:
-      report.write_json(flags.json, found)
-    print(table([report.plain(found)]))
+      files.write_json(flags.json, found)
+    print(table([files.plain(found)]))
     if found["stopped"]:
       raise UserError(found["stopped"])
 

@@ -4,7 +4,6 @@ import collections
 import functools
 import itertools
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -53,16 +52,6 @@ def figures(seconds: Sequence[float], images: int) -> Record:
   low, median, high = np.percentile(seconds, (25, 50, 75)).tolist()
   spread = {"median": median, "quartiles": [low, high]}
   return {"images": images, "passes": len(seconds), "seconds": spread, "images_per_second": images / median}
-
-
-def device() -> str:
-  """The name of what JAX computes on."""
-  about, kind = Path("/proc/cpuinfo"), jax.devices()[0].device_kind
-  if kind != "cpu":
-    return kind
-  lines = about.read_text().splitlines() if about.exists() else []
-  names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-  return f"{(names or [platform.machine()])[0]}, {os.cpu_count()} cores"
 
 
 def ceiling(dtype: str) -> float:
@@ -139,7 +128,11 @@ def first_state(experiment: Experiment) -> State:
 def made_up(
   batch: int, canvas: tuple[int, int], size: tuple[int, int], num_classes: int, domains: int = 1
 ) -> dict[str, np.ndarray]:
-  """A batch of the pipeline: squares of a class, of its colour and noise; a tenth of the pixels has no label."""
+  """A batch of the pipeline: squares of a class, of its colour and noise; a tenth of the pixels has no label.
+
+  Returns:
+    image uint8 [B, H, W, 3] and label uint8 [B, H, W] of the canvas; size int32 [B, 2]; draw and domain int32 [B].
+  """
   rng = np.random.default_rng(0)
   coarse = rng.integers(0, num_classes, (batch, *(-(-n // 32) for n in canvas)), np.uint8)
   label = coarse.repeat(32, 1).repeat(32, 2)[:, : canvas[0], : canvas[1]]
@@ -166,7 +159,7 @@ class Racer:
     self._work, self._state = work, state
 
   def step(self) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """One step, from host arrays to a new state, which is waited for; gives its metrics."""
+    """One step, from host arrays to a new state, which is waited for; gives its metrics, (sum, count) of [] or [C] each."""
     self._state, metrics = self._step(self._state, parallel.shard(self._work.batches), self._work.key)
     jax.block_until_ready(self._state)
     return metrics

@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from jax_uda import check, parallel, report
+from jax_uda import check, files, parallel
 from jax_uda.benchmark.parts import Racer, Record, Work, figures, passes, say, works
 from jax_uda.errors import UserError
 from jax_uda.state import DEVICE_AXIS
@@ -150,7 +150,7 @@ def hand_over(folder: Path, config: ConfigDict, work: Work) -> None:
     "rate": work.state.hyper["rate"],
     "platform": jax.default_backend(),
   }
-  report.write_json(folder / "job.json", job)
+  files.write_json(folder / "job.json", job)
 
 
 def _torch_step(config: ConfigDict, work: Work) -> str:
@@ -215,7 +215,7 @@ class TorchRacer:
   def __init__(self, folder: str):
     command = [sys.executable, "-m", "jax_uda.benchmark.torch_side", folder]
     self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    self.dtype = report.read_json(Path(folder) / "job.json")["config"]["network"]["dtype"]
+    self.dtype = files.read_json(Path(folder) / "job.json")["config"]["network"]["dtype"]
 
   def ask(self, what: str) -> dict[str, Any]:
     """What it answers to `step`, `choose` or a number of steps; raises `UserError` where it has ended instead."""

@@ -1,6 +1,9 @@
 """Class-balanced selection against the published way: thresholds and labels of the same probability maps.
 
-    python -m jax_uda.benchmark.selection --images 10,100,500
+the three commonest commands:
+  python -m jax_uda.benchmark.selection
+  python -m jax_uda.benchmark.selection --images 10,100,500
+  python -m jax_uda.benchmark.selection --images 100 --json selection.json
 
 The published way (CBST, algorithm 2) gathers the confidences of each class over all images, concatenates and sorts them,
 and goes through the maps again to select; here in plain NumPy. Ours is `jax_uda.pseudo_labels`. Maps are made again from a
@@ -46,11 +49,11 @@ class Published:
 
   @staticmethod
   def prepared(maps: np.ndarray) -> np.ndarray:
-    """Classes first, which is faster in NumPy, and how the released code keeps them."""
+    """An image's map [H, W, C] as [C, H, W]: classes first is faster in NumPy, and how the released code keeps them."""
     return np.ascontiguousarray(maps.transpose(2, 0, 1))
 
   def add(self, maps: np.ndarray) -> None:
-    """One image's confidences into the pools of the classes that it is predicted as."""
+    """One image's confidences, out of its map [C, H, W], into the pools of the classes that it is predicted as."""
     predicted, confidence = maps.argmax(0), maps.max(0)
     for c, pool in enumerate(self._pools):
       pool.append(confidence[predicted == c])
@@ -84,7 +87,7 @@ class Ours:
 
   @staticmethod
   def prepared(maps: np.ndarray) -> Any:
-    """On the device, where labelling computes them."""
+    """An image's map [H, W, C] on the device, where labelling computes it."""
     import jax
 
     return jax.block_until_ready(jax.device_put(maps))
@@ -199,12 +202,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.side:
       print(json.dumps(measure(flags.side, numbers[0])))
       return
-    from jax_uda import report
-    from jax_uda.benchmark.parts import device
+    from jax_uda import files, parallel
 
     rows = [compare(num) for num in numbers]
     if flags.json:
-      report.write_json(flags.json, {"device": device(), "size": SIZE, "classes": NUM_CLASSES, "rows": rows})
+      files.write_json(flags.json, {"device": parallel.device_name(), "size": SIZE, "classes": NUM_CLASSES, "rows": rows})
     print(table(rows))
 
   return commands.exit_status(action, flags, goes_on=False)

@@ -267,7 +267,7 @@ _decode_ade20k = functools.partial(_decode_published, kind="ade20k", lookup=ADE_
 
 
 def imdecode(content: bytes, flags: int) -> np.ndarray | None:
-  """OpenCV's, but None for all that it cannot decode: an empty file and one of absurd size as well."""
+  """OpenCV's, [H, W] or [H, W, channels]; None for all that it cannot decode: an empty file and one of absurd size too."""
   try:
     return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
   except cv2.error:

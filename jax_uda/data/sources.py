@@ -222,7 +222,11 @@ def is_scored(spec: Mapping[str, Any]) -> bool:
 
 
 def stored_split(spec: Mapping[str, Any]) -> str:
-  """The split of a prepared folder that holds this part of a data set, see `prepared.py`."""
+  """The split of a prepared folder that holds this part of a data set, see `prepared.py`.
+
+  Raises:
+    UserError: its `list` is none of those that are prepared, or its `domain` no city of nthu.
+  """
   if spec.get("list") and epath.Path(spec["list"]).parent.name != LISTS:
     raise UserError(f"list {spec['list']} was not prepared, only those in {LISTS}/; let `dir` name the raw data")
   return nthu_city(spec) if spec["kind"] == "nthu" else _part(spec) or "train"

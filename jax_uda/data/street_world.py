@@ -234,12 +234,12 @@ class Scene:
 
 
 def depth_byte(z: np.ndarray) -> np.ndarray:
-  """Metres to the byte that stands for them."""
+  """Metres [...] to the bytes that stand for them, uint8 [...]."""
   return np.rint(255 * np.exp(-z / DEPTH_SCALE)).astype(np.uint8)
 
 
 def depth_metres(byte: np.ndarray) -> np.ndarray:
-  """The inverse of `depth_byte`; its 0 is as far as it can tell."""
+  """The inverse of `depth_byte`: of bytes [...], float [...]; its 0 is as far as it can tell."""
   return -DEPTH_SCALE * np.log(np.maximum(byte, 1) / 255)
 
 
@@ -247,22 +247,22 @@ def depth_metres(byte: np.ndarray) -> np.ndarray:
 
 
 def upright(x: float, z0: float, z1: float, y0: float, y1: float) -> np.ndarray:
-  """A wall along the street."""
+  """A wall along the street, [4, 3]."""
   return np.array([[x, y0, z0], [x, y1, z0], [x, y1, z1], [x, y0, z1]])
 
 
 def facing(x0: float, x1: float, y0: float, y1: float, z: float) -> np.ndarray:
-  """A wall across the street."""
+  """A wall across the street, [4, 3]."""
   return np.array([[x0, y0, z], [x0, y1, z], [x1, y1, z], [x1, y0, z]])
 
 
 def tile(x0: float, x1: float, z0: float, z1: float) -> np.ndarray:
-  """A short piece of ground."""
+  """A short piece of ground, [4, 3]."""
   return np.array([[x0, 0, z0], [x0, 0, z1], [x1, 0, z1], [x1, 0, z0]])
 
 
 def strip(x0: float, x1: float) -> np.ndarray:
-  """The ground from here to the street's end, in pieces so that it follows the curve."""
+  """The ground from here to the street's end, [24, 3]: a corner a side at each milestone, so that it follows the curve."""
   near, far = np.zeros((2, len(MILESTONES), 3))
   near[:, 0], far[:, 0] = x0, x1
   near[:, 2] = far[:, 2] = MILESTONES
@@ -270,12 +270,12 @@ def strip(x0: float, x1: float) -> np.ndarray:
 
 
 def disc(x: float, y: float, z: float, radius: float, corners: int = 12) -> np.ndarray:
-  """A disc that faces the camera."""
+  """A disc that faces the camera, [corners, 3]; their number divides 24."""
   return CIRCLE[::len(CIRCLE) // corners] * radius + (x, y, z)
 
 
 def stroke(start: Range, end: Range, width: float, z: float) -> np.ndarray:
-  """A thick line between two points (x, y) of the plane z that faces the camera."""
+  """A thick line between two points (x, y) of the plane z that faces the camera, [4, 3]."""
   (x0, y0), (x1, y1) = start, end
   scale = width / 2 / max(math.hypot(x1 - x0, y1 - y0), 1e-6)
   u, v = (y0 - y1) * scale, (x1 - x0) * scale
@@ -344,7 +344,11 @@ def draw_sky(scene: Scene) -> None:
 
 
 def draw_ground(scene: Scene, kerbs: np.ndarray, pavements: np.ndarray, crossing: float | None) -> None:
-  """Grass everywhere, pavements, the road and the street that crosses it."""
+  """Grass everywhere, pavements, the road and the street that crosses it.
+
+  In metres, left and right: `kerbs` [2], how far the road's edges are from the camera; `pavements` [2], how wide they are.
+  `crossing` is how far ahead the crossing street begins; None: there is none.
+  """
   rng, tones = scene.rng, scene.tones
   scene.paint(tile(-500, 500, NEAREST, FARTHEST * 4), tones["grass"], TERRAIN)
   for side, kerb, pavement in zip((-1, 1), kerbs, pavements, strict=True):
@@ -575,7 +579,7 @@ def place_traffic(scene: Scene, lane: float, lanes: int) -> list[Thing]:
 
 
 def place_crossing(scene: Scene, kerbs: np.ndarray, crossing: float | None) -> list[Thing]:
-  """Cars in the street that crosses, people on the zebra."""
+  """Cars in the street that crosses, people on the zebra; `kerbs` [2] and `crossing` are those of `draw_ground`."""
   rng, things = scene.rng, []
   if not crossing:
     return things
@@ -814,7 +818,7 @@ GROUND = np.isin(np.arange(256), (ROAD, SIDEWALK, TERRAIN))
 
 
 def white_noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-  """Uniform noise of mean 0 and variance 1, float32: a third of the time that normal noise takes."""
+  """Uniform noise of mean 0 and variance 1, float32 of that shape: a third of the time that normal noise takes."""
   return (rng.random(shape, np.float32) - np.float32(0.5)) * np.float32(math.sqrt(12))
 
 

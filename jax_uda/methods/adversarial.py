@@ -224,9 +224,13 @@ def adversarial_loss(
   mean over both domains), without lambda, to which its Adam would be blind.
 
   Args:
-    parts: of the source and of the target, which may differ in size.
+    parts: of the source and of the target, which may differ in size; see `steps.examples`: image float32 [B, H, W, 3],
+      label uint8 [B, H, W], valid bool [B, H, W].
     judges: discriminators by player; the first sees F, the second F_l.
     segmentation_weight, weights: lambda_seg, and lambda_i of each discriminator.
+
+  Returns:
+    This device's part of the loss, float32 []; (batch statistics by player, metrics).
   """
   source, target = parts
   loss, (_, metrics), (source_features,) = self_training.segmentation_loss(params, state, [source], model=model)
@@ -409,35 +413,35 @@ def focus(found: Mapping[str, Any], valid: jax.Array, extras: Mapping[str, jax.A
 
 
 def add_verdicts(stat: Any, found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> Any:
-  """One image's discriminator outputs into what their scale is found from."""
+  """One image's discriminator outputs, the extras' `domains` [h, w, D], into what their scale is found from."""
   del found, scores
   return pseudo_labels.update_verdicts(stat, extras["domains"], extras["inside"] & valid.any())
 
 
 def add_confidences(stat: Any, found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> Any:
-  """One image's A into what t1 is found from."""
+  """One image's A [H, W] into what t1 is found from."""
   del scores
   return pseudo_labels.update_focus(stat, confidence(found, valid, extras), valid)
 
 
 def pool_confidences(stat: Any, found: dict, scores: jax.Array, valid: jax.Array, extras: dict, *, focused: bool) -> Any:
-  """One image's classification confidences into the pools of their classes, where A > t1; or everywhere."""
+  """One image's confidences, of P [H, W, C], into the pools of their classes, where A > t1; or everywhere."""
   return pseudo_labels.update_histogram(stat, scores, focus(found, valid, extras) if focused else valid)
 
 
 def select(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> jax.Array:
-  """Eq. 5."""
+  """Eq. 5: proxies uint8 [H, W] of P [H, W, C]."""
   return pseudo_labels.select(scores, found["pools"]["thresholds"], IGNORE, focus(found, valid, extras))
 
 
 def select_alone(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> jax.Array:
-  """As many proxies, chosen by class balance alone: as with p1 = 1 and p1 · p2 for p2 (figure 6)."""
+  """As many proxies, uint8 [H, W], chosen by class balance alone: as with p1 = 1 and p1 · p2 for p2 (figure 6)."""
   del extras
   return pseudo_labels.select(scores, found["pools_alone"]["thresholds"], IGNORE, valid)
 
 
 def confidence_map(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> jax.Array:
-  """A, for figure 6."""
+  """A, float32 [H, W], for figure 6."""
   del scores
   return confidence(found, valid, extras)
 

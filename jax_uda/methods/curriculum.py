@@ -192,7 +192,11 @@ def _train_step(
 
 
 def plain_loss(config: ConfigDict) -> Callable:
-  """The loss on true labels, as `steps.train_step` wants it."""
+  """The loss on true labels, as `steps.train_step` wants it.
+
+  Raises:
+    UserError: `config.diversity.of` has a value that is not offered.
+  """
   if config.diversity.of not in SIMILARITIES:
     raise UserError(f"config.diversity.of is {config.diversity.of!r}; choose one of {', '.join(SIMILARITIES)}")
   return functools.partial(
@@ -303,7 +307,7 @@ def branches_loss(
 
 
 def true_labels(part: Mapping[str, jax.Array], predicted: jax.Array, agree: jax.Array, state: State) -> jax.Array:
-  """The labels."""
+  """The labels, uint8 [B, H, W], as they are."""
   del predicted, agree, state
   return part["label"]
 
@@ -311,7 +315,7 @@ def true_labels(part: Mapping[str, jax.Array], predicted: jax.Array, agree: jax.
 def thinned_labels(
   part: Mapping[str, jax.Array], predicted: jax.Array, agree: jax.Array, state: State, *, epochs: float
 ) -> jax.Array:
-  """The labels after source hard mining: where the branches agree, a share is left out that grows to 1."""
+  """The labels uint8 [B, H, W] after source hard mining: where the branches agree, a share is left out that grows to 1."""
   del predicted
   ratio = ramp(optimizers.epoch(state.hyper, state.step), 0.0, 1.0, epochs)
   return agreement.thin_easy(part["label"], agree, ratio, part["keys"])
@@ -320,7 +324,7 @@ def thinned_labels(
 def proxy_labels(
   part: Mapping[str, jax.Array], predicted: jax.Array, agree: jax.Array, state: State, *, easy: bool
 ) -> jax.Array:
-  """The ensemble's own labels, inside the image; with `easy`, target easy mining, only those where the branches agree."""
+  """The ensemble's labels inside the image, int32 [B, H, W]; with `easy` (target easy mining) only where branches agree."""
   del state
   labels = jnp.where(part["valid"], predicted, IGNORE)
   return agreement.keep_easy(labels, agree) if easy else labels

@@ -133,7 +133,11 @@ def multi_level_loss(
 
 
 def weak_label_rule(config: ConfigDict) -> Callable:
-  """(part, class sizes [C]) -> image labels [B, C], as `config.weak_labels` has it."""
+  """(part, class sizes [C]) -> image labels [B, C], as `config.weak_labels` has it.
+
+  Raises:
+    UserError: its `source` or its `scope` has a value that is not offered.
+  """
   settings = config.weak_labels
   for name, offered in (("source", ("present", "eta")), ("scope", ("crop", "image"))):
     if settings[name] not in offered:
@@ -221,7 +225,14 @@ def sisc_views(key: jax.Array, size: jax.Array, *, num: int, patch: tuple[int, i
 def sisc_forward(
   state: State, images: jax.Array, views: Mapping[str, jax.Array], *, patches: Callable, whole: Callable | None
 ) -> dict[str, Any]:
-  """What the network says of each patch alone and, where it counts too, of the whole image."""
+  """What the network says of each patch alone and, where it counts too, of the whole image.
+
+  Args:
+    images: float32 [B, H, W, 3], normalised canvases.
+    views: of each image what `sisc_views` gives: `patches` [B, K, 2], `size` [B, 2].
+    patches: (state, images, `patches` of the views) -> [B, K, h, w, C], see `patch_forward`.
+    whole: (state, images, sizes [B, 2]) -> what `inference.look` gives; None: it does not count.
+  """
   outputs = {"patches": patches(state, images, views["patches"])}
   return outputs if whole is None else {**outputs, "whole": whole(state, images, views["size"])}
 

@@ -162,7 +162,7 @@ def segmentation_loss(
 def supervised_loss(
   params: Mapping[str, Any], state: State, parts: Sequence[Mapping[str, jax.Array]], **settings: Any
 ) -> tuple[jax.Array, tuple[dict, dict]]:
-  """`segmentation_loss` alone, as `steps.train_step` wants it."""
+  """`segmentation_loss` as `steps.train_step` wants it: loss float32 []; (batch statistics, metrics); no latent maps."""
   loss, auxiliary, _ = segmentation_loss(params, state, parts, **settings)
   return loss, auxiliary
 
@@ -223,6 +223,10 @@ def round_stages(
   """The rounds: what `config.mode` trains on, with the portion and the learning rate of each round.
 
   Before them, where they want the target's batch statistics, the stage `statistics`; at their end, steps of that kind.
+
+  Raises:
+    UserError: `config.mode` or `config.rounds.source_draw` has a value that is not offered, or
+      `config.rounds.statistics_steps` is set and the network's BatchNorm is frozen, or there is none.
   """
   steps.check_mode(config)
   settings = config.rounds
@@ -291,6 +295,9 @@ def round_labelling(config: ConfigDict, sizes: Mapping[str, int], **how: Any) ->
   """Portion -> a round's labelling; `how` says how scores are got.
 
   All rounds share their functions, so that only the first of them compiles.
+
+  Raises:
+    UserError: `config.labels.threshold`, `rank` or `upsampling`, or `config.mining.on`, has a value that is not offered.
   """
   labels = config.labels
   rules = {
@@ -336,7 +343,12 @@ def round_labelling(config: ConfigDict, sizes: Mapping[str, int], **how: Any) ->
 def pool_confidences(
   histogram: Any, found: dict, scores: jax.Array, valid: jax.Array, extras: dict, *, stride: int = 1
 ) -> Any:
-  """One image's confidences, of every `stride`-th row and column, into the pools of the classes that it is predicted as."""
+  """One image's confidences, of every `stride`-th row and column, into the pools of the classes that it is predicted as.
+
+  Args:
+    scores: [H, W, C].
+    valid: bool [H, W], where they count.
+  """
   del found, extras
   return pseudo_labels.update_histogram(histogram, scores[::stride, ::stride], valid[::stride, ::stride])
 
@@ -356,7 +368,7 @@ def mined_lines(found: dict, classes: Sequence[str]) -> list[str]:
 
 
 def ease(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> jax.Array:
-  """How easy an image is: the mean, over the classes predicted in it, of the mean confidence at their pixels."""
+  """How easy an image is, float32 []: the mean, over the classes predicted in it, of their pixels' mean confidence."""
   del found, extras
   predicted, confidence = jnp.where(valid, scores.argmax(-1), scores.shape[-1]), scores.max(-1)
   # By row first: float32 sums of millions of confidences one by one would be off by more than images differ.
@@ -367,7 +379,7 @@ def ease(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> jax.
 
 
 def select(found: dict, scores: jax.Array, valid: jax.Array, extras: dict) -> jax.Array:
-  """CBST, eqs. 5 and 8."""
+  """Pseudo-labels uint8 [H, W] of scores [H, W, C] (CBST, eqs. 5 and 8)."""
   del extras
   return jnp.where(valid, pseudo_labels.select(scores, found["pools"]["thresholds"]), IGNORE).astype(jnp.uint8)
 
@@ -401,7 +413,15 @@ def assemble_whole_image(
   scales: tuple[float, ...] = (1.0,),
   kernel: str = "linear",
 ) -> tuple[jax.Array, jax.Array, dict]:
-  """Upsampled softmax of one image, times the prior where it is used."""
+  """Upsampled softmax of one image, times the prior where it is used.
+
+  Args:
+    outputs: what `inference.look` gives of the image at these scales, [h, w, C] each.
+    size: [2], the part of the canvas that is image.
+
+  Returns:
+    Scores [H, W, C]; what is image, bool [H, W]; no extras.
+  """
   del boxes
   scores = inference.mean_of_looks(outputs, size, canvas, scales, kernel)
   if use_prior:

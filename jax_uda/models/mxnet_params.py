@@ -43,7 +43,7 @@ class _Reader:
 
 
 def read(content: bytes) -> dict[str, np.ndarray]:
-  """The arrays of a file by name, as they are called there: `arg:conv1a_weight`, `aux:bn7_moving_mean`.
+  """The arrays of a file by name, called and shaped as they are there: `arg:conv1a_weight`, `aux:bn7_moving_mean`.
 
   Raises:
     ValueError: it is no such file, it is cut off, or holds what networks do not (sparse or nameless arrays).

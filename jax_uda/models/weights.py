@@ -187,7 +187,8 @@ def torchvision_arrays(variables: Variables) -> dict[str, np.ndarray]:
     variables: a segmenter's.
 
   Returns:
-    Arrays by name, without `num_batches_tracked`, which PyTorch does not miss, and without a classifier.
+    Arrays by name, kernels [out, in, h, w], or [out, in] where they are fully connected there; without
+    `num_batches_tracked`, which PyTorch does not miss, and without a classifier.
 
   Raises:
     UserError: the backbone is ResNet-38, which torchvision does not have.
