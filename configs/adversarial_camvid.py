@@ -5,7 +5,7 @@
 
 Data and weights are those of `mlsl_camvid.py`, see there. Some 10 minutes on two CPU cores. mIoU on the 62 test frames with
 seeds 0 and 1: 32.4 and 30.9 after the source stage, 37.5 and 37.0 after the adversarial one, 37.7 and 35.3 at the end; with
-`--config.labels.p1=1.0 --config.labels.p2=0.48` 38.7 and 37.6 (see the README).
+`--config.labels.p1=1.0 --config.labels.p2=0.48` 38.7 and 37.6 (configs/ladders/README.md).
 """
 
 from configs import default, mlsl_camvid

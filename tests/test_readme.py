@@ -1,5 +1,6 @@
 """What README.md says to write runs as it stands there."""
 
+import json
 import runpy
 import subprocess
 import sys
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 
 import jax_uda
-from jax_uda import report
+from jax_uda import files, methods, run
 from jax_uda.benchmark import __main__ as benchmark
 from jax_uda.benchmark import selection
-from tests.tiny import picture
+from jax_uda.config import load_config
+from tests.tiny import picture, shrink
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -72,6 +74,21 @@ def test_a_program_without_this_package(place):
   assert cv2.imread("colors.png").shape == (32, 64, 3)
 
 
+def test_a_method_of_ones_own(tmp_path, monkeypatch):
+  block, config_block = map(python_block, ("from jax_uda.methods import self_training", "from configs import demo"))
+  assert num_lines(block) <= 45 and num_lines(config_block) <= 10
+  (tmp_path / "max_squares.py").write_text(block)
+  (tmp_path / "config.py").write_text(config_block)
+  monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+  monkeypatch.delitem(sys.modules, "jax_uda.methods.max_squares", raising=False)
+  config = shrink(load_config(str(tmp_path / "config.py")))
+  results = run.run(config, tmp_path / "run")
+  assert results["method"] == "max_squares" and [stage["name"] for stage in results["stages"]] == ["source", "adapt"]
+  lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+  assert all(0 < line["max_squares"] < 0.5 and line["loss"] > 0 for line in lines if line["stage"] == "adapt")
+  assert sum(line["stage"] == "adapt" for line in lines) == 3
+
+
 def test_images_of_other_kinds_are_an_error(workdir):
   network = jax_uda.load(workdir)
   wrong = [np.zeros((32, 64, 3)), np.zeros((32, 64), np.uint8), np.zeros((0, 4, 3), np.uint8)]
@@ -92,6 +109,6 @@ def test_manners_that_mean_nothing_are_an_error(fields, said):
 
 
 def test_the_speed_tables_are_of_the_figures_that_were_kept():
-  steps = [report.read_json(path) for path in sorted((ROOT / ".github/speed").glob("steps_*.json"))]
+  steps = [files.read_json(path) for path in sorted((ROOT / ".github/speed").glob("steps_*.json"))]
   assert len(steps) >= 4 and benchmark.table(steps) in README
-  assert selection.table(report.read_json(ROOT / ".github/speed/selection.json")["rows"]) in README
+  assert selection.table(files.read_json(ROOT / ".github/speed/selection.json")["rows"]) in README
