@@ -3,8 +3,8 @@
   python -m jax_uda.main --config configs/mlsl_folder.py --workdir runs/mine \\
     --config.source.dir=/path/to/labelled --config.target.dir=/path/to/unlabelled
 
-A folder holds images/ (PNG or JPEG, any sizes), and the source's also labels/ (PNGs of the same names, as indices or
-colours) and classes.csv (name,id,red,green,blue). Worth setting:
+The source's folder holds images/ (PNG or JPEG, any sizes), labels/ (PNGs of the same names, as indices or colours) and
+classes.csv (name,id,red,green,blue); the target's holds images. Worth setting:
 
   --config.weights=resnet18.safetensors            torchvision's ImageNet weights; without them training starts at random
   --config.canvas='(256,512)'                      (height, width) that images are scaled to fit; larger sees smaller things

@@ -97,17 +97,18 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
 def _summary(results: Mapping[str, Any], config: Mapping[str, Any] | None, records: Sequence[dict]) -> str:
   """What one wants to know first."""
   stages = [stage for stage in results.get("stages", []) if stage["miou"] is not None]
-  values = {"method": results.get("method"), "protocol": results.get("protocol")}
-  if config and "source" in config:
-    mode = config.get("mode", "adapt")
-    values |= {"mode": mode if mode != "adapt" else None}
-    values |= {role: runs.dataset_name(config[role]) for role in ("source", "target", "test")}
+  values: dict[str, str | None] = {}
   if stages:
     values[f"mIoU after {stages[-1]['name']}"] = percent(stages[-1]["miou"], " %")
   if len(stages) > 1:
     gain = 100 * (stages[-1]["miou"] - stages[0]["miou"])
     values[f"mIoU after {stages[0]['name']}"] = percent(stages[0]["miou"], " %")
     values[f"gain over {stages[0]['name']}"] = f"{gain:+.1f} points"
+  values |= {"method": results.get("method"), "protocol": results.get("protocol")}
+  if config and "source" in config:
+    mode = config.get("mode", "adapt")
+    values |= {"mode": mode if mode != "adapt" else None}
+    values |= {role: runs.dataset_name(config[role]) for role in ("source", "target", "test")}
   if results.get("seconds") is not None:
     values["time"] = page.duration(results["seconds"])
   values["training"] = _images_per_second(records)

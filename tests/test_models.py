@@ -344,11 +344,15 @@ def test_branches_vote_with_dropout_and_return_logits_without():
 def test_branches_share_one_forward_of_the_backbone():
   x = images(1)
 
-  def convolutions(branches):
+  def counted(branches):
     model = small_branched(branches=branches)
-    return str(jax.make_jaxpr(model.apply)(shapes(model, *x.shape), x)).count("conv_general_dilated")
+    program = str(jax.make_jaxpr(model.apply)(shapes(model, *x.shape), x))
+    return np.array([program.count(name) for name in ("conv_general_dilated", "dot_general")])
 
-  assert convolutions(2) - convolutions(1) == convolutions(3) - convolutions(2) == 5
+  one, two, three = map(counted, (1, 2, 3))
+  # A decoder is made of convolutions that see one position: matrix products.
+  np.testing.assert_array_equal(two - one, three - two)
+  assert (two - one)[0] == 0 and one[0] > 5 and (two - one)[1] >= 5
 
 
 def test_fcn8s_adds_the_scores_of_three_strides():

