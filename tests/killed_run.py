@@ -29,7 +29,6 @@ def die() -> None:
 
 MOMENTS = {
   "never": lambda: None,
-  "training": lambda: at_call(training._Window, "add", 2, die),
   "scoring": lambda: at_call(evaluate, "confusion", 2, die),
   "labelling": lambda: at_call(labelling, "write_png", 3, die),
   # With a checkpoint's files written, and not yet under their final name.

@@ -258,7 +258,7 @@ CHECKED = [*known_configs(), "configs/cbst_gta.py:code", "configs/cbst_gta.py:vg
 
 @pytest.mark.parametrize("file", CHECKED)
 def test_check_passes(file, tmp_path):
-  """In one round, and with a small network where a large one would take its time and another test checks it."""
+  """Every shape fits: in one round, and with a small network where another test checks the large one."""
   config = load_config(file)
   if "rounds" in config:
     config.rounds.num = 1
