@@ -31,14 +31,15 @@ def write(workdirs: Sequence[epath.PathLike], out: epath.PathLike | None = None)
   folders = {name: epath.Path(workdir) for name, workdir in zip(short_names(workdirs), workdirs, strict=True)}
   known = {name: runs.read_run(folder) for name, folder in folders.items()}
   stages = {name: _stages(folder) for name, folder in folders.items()}
+  configs = {name: read_json(folder / "config.json") for name, folder in folders.items()}
   with matplotlib.rc_context(charts.STYLE):
     figures = [page.figure(chart.title, chart.alt, chart.figure) for chart in charts.of_runs(stages)]
   parts = [
     page.heading(f"{len(known)} runs of domain adaptation side by side", 1),
-    _runs_table(known, stages),
+    _runs_table(known, stages, configs),
     page.charts("Charts", figures),
-    _differences({name: read_json(folder / "config.json") for name, folder in folders.items()}),
-    _pictures(folders, stages),
+    _differences(configs),
+    _pictures(folders, stages, configs),
   ]
   if out is None:
     parents = [str(epath.Path(workdir).resolve().parent) for workdir in workdirs]
@@ -61,7 +62,15 @@ def _stages(folder: epath.Path) -> list[dict[str, Any]]:
   return read_json(path)["stages"] if path.exists() else []
 
 
-def _runs_table(known: Mapping[str, runs.Run], stages: Mapping[str, Sequence[dict]]) -> str:
+def _scored_on(config: Mapping[str, Any]) -> list[Any]:
+  """What has to be equal where scores are compared."""
+  fields = ("source", "target", "test", "protocols", "absent_as_zero", "eval_scales", "eval_flip")
+  return [config.get(name) for name in fields]
+
+
+def _runs_table(
+  known: Mapping[str, runs.Run], stages: Mapping[str, Sequence[dict]], configs: Mapping[str, Mapping[str, Any]]
+) -> str:
   """A row a run, the best mIoU first."""
   head = ["run", "method", "data", "seed", "state", "mIoU in %", "gain", "accuracy in %", "time"]
   rows = []
@@ -75,15 +84,15 @@ def _runs_table(known: Mapping[str, runs.Run], stages: Mapping[str, Sequence[dic
       page.duration(run.seconds),
     ])  # fmt: skip
   note = "The gain is over the first stage of the run that was scored, in points of mIoU."
-  if len({run.data for run in known.values()}) > 1:
-    note += " These runs have different data: their scores are not of the same thing."
+  if any(_scored_on(config) != _scored_on(next(iter(configs.values()))) for config in configs.values()):
+    note += " These runs have different data, or are scored otherwise: their scores are not of the same thing."
   return page.table(head, rows) + page.paragraph(note)
 
 
 def _differences(configs: Mapping[str, Mapping[str, Any]]) -> str:
   """The fields that are not the same in all runs."""
   first, *others = configs.values()
-  fields = sorted({name for other in others for name in changed_fields(first, other)} - {"classes", "num_classes"})
+  fields = sorted({name for other in others for name in changed_fields(first, other)})
   rows = [[name, *(page.said(_field(config, name)) for config in configs.values())] for name in fields]
   table = page.table(["field", *configs], rows, words=True) if rows else page.paragraph("The configs are the same.")
   return page.heading("Where the configs differ") + table
@@ -97,9 +106,13 @@ def _field(config: Mapping[str, Any], name: str) -> Any:
   return config
 
 
-def _pictures(folders: Mapping[str, epath.Path], stages: Mapping[str, Sequence[dict]]) -> str:
-  """Images that several runs have drawn, with what each run says of them at its end."""
-  spaces = {name: read_classes(folder) for name, folder in folders.items() if stages[name]}
+def _pictures(
+  folders: Mapping[str, epath.Path], stages: Mapping[str, Sequence[dict]], configs: Mapping[str, Mapping[str, Any]]
+) -> str:
+  """Images that several runs of one target have drawn, with what each run says of them at its end."""
+  with_stages = [name for name in folders if stages[name]]
+  same = [name for name in with_stages if configs[name]["target"] == configs[with_stages[0]]["target"]]
+  spaces = {name: read_classes(folders[name]) for name in same}
   last = {name: folders[name] / "pictures" / stages[name][-1]["name"] for name in spaces}
   drawn = {name: set(page.names(folder)) for name, folder in last.items()}
   counts = {image: sum(image in images for images in drawn.values()) for images in drawn.values() for image in images}

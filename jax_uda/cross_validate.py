@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from jax_uda import commands, evaluate, files, run, terminal
 from jax_uda.config import load_config
 from jax_uda.errors import UserError
-from jax_uda.experiment import scoring_protocols
+from jax_uda.experiment import refuse_stop_after, scoring_protocols
 
 PLACE = re.compile(r"\d+$")
 
@@ -57,6 +57,7 @@ def cross_validate(config: ConfigDict, folds: int, workdir: epath.PathLike) -> d
     UserError: there is nothing to cross-validate, or a run cannot go on.
     Interrupted: SIGTERM came.
   """
+  refuse_stop_after(config, "folds")
   if not all(PLACE.search(spec.split) for spec in (config.target, config.test)):
     raise UserError(
       f"--config: target.split is {config.target.split!r}, test.split {config.test.split!r}; let both end in a number, "

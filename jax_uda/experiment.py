@@ -110,7 +110,23 @@ def plan(
 ) -> Experiment:
   """An experiment from its config and the sizes of its data sets, which may be known without having them."""
   inference.parse_scales(config.eval_scales, "config.eval_scales")  # found now, if wrong, and not at the first score
-  return _experiment(config, space, datasets, sizes)
+  experiment = _experiment(config, space, datasets, sizes)
+  last_stage(experiment)
+  return experiment
+
+
+def last_stage(experiment: Experiment) -> int:
+  """The index of the stage after which a run ends; raises `UserError` if `config.stop_after` names none."""
+  names, wanted = [stage.name for stage in experiment.stages], experiment.config.stop_after
+  if wanted and wanted not in names:
+    raise UserError(f"config.stop_after: there is no stage {wanted!r}; choose from {', '.join(names)}")
+  return names.index(wanted) if wanted else len(names) - 1
+
+
+def refuse_stop_after(config: ml_collections.ConfigDict, runs: str) -> None:
+  """Raises `UserError` where `runs` that are compared with each other would not go to their ends."""
+  if config.stop_after:
+    raise UserError(f"config.stop_after: {runs} go to their ends; leave it out")
 
 
 def reopen(config: ml_collections.ConfigDict, space: LabelSpace, scored: bool = True) -> Experiment:

@@ -41,7 +41,7 @@ from tqdm import tqdm
 from jax_uda import charts, checkpoint, commands, evaluate, files, run
 from jax_uda.config import differences, load_config, user_file
 from jax_uda.errors import UserError
-from jax_uda.experiment import open_experiment, refuse_other_run, source_settings
+from jax_uda.experiment import open_experiment, refuse_other_run, refuse_stop_after, source_settings
 
 # --- variants -------------------------------------------------------------------------------------------------------
 
@@ -99,7 +99,9 @@ def variant_config(file: str, overrides: Sequence[str], variants: Variants, name
   with _of_variant(name):
     if any(override.partition("=")[0] == "seed" for override in (*overrides, *set_here)):
       raise UserError("--config.seed: --seeds sets it; leave it out")
-    return load_config(file, [*overrides, *set_here, f"seed={seed}"])
+    config = load_config(file, [*overrides, *set_here, f"seed={seed}"])
+    refuse_stop_after(config, "the runs of a ladder")
+    return config
 
 
 @contextlib.contextmanager

@@ -29,7 +29,6 @@ from jax_uda.files import MetricsLog, plain, read_classes, read_json, write_atom
 from jax_uda.terminal import percent
 
 MOST_MAPS = 5  # of one kind and image, side by side
-FILLED_IN = ("num_classes", "classes")  # of the config, by the run itself
 
 HELP = """\
 Makes report.html of a run again, from the files of its folder alone; or, of several runs, one page that compares them.
@@ -187,7 +186,7 @@ def _config(config: Mapping[str, Any] | None) -> str:
   result = page.heading("Config")
   if "method" in config:
     changed = changed_fields(plain(default_fields(config["method"])), config)
-    rows = [[name, *map(page.said, values)] for name, values in changed.items() if name not in FILLED_IN]
+    rows = [[name, *map(page.said, values)] for name, values in changed.items()]
     result += page.table(["set otherwise than by default", "default", "here"], rows, words=True) if rows else ""
   everything = json.dumps(config, indent=2, ensure_ascii=False)
   return result + page.folded("all fields", page.verbatim(everything))
@@ -310,6 +309,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("workdirs", metavar="RUN", nargs="+", help="folder of a run; several are compared")
   parser.add_argument("--out", metavar="FILE", help="of a comparison; by default comparison.html in the folder of all")
   flags = parser.parse_args(argv)
+  if len(flags.workdirs) > 1:  # a pattern such as runs/* also finds an earlier comparison
+    flags.workdirs = [one for one in flags.workdirs if not one.endswith(".html")]
   if flags.out and len(flags.workdirs) == 1:
     parser.error("--out: a single run's report is report.html in its folder; leave it out, or name other runs, too")
 

@@ -12,7 +12,7 @@ from jax_uda import evaluate, files, inference, labelling, parallel, pictures, r
 from jax_uda.checkpoint import Checkpoints, take_networks
 from jax_uda.config import differences
 from jax_uda.errors import UserError
-from jax_uda.experiment import Experiment, open_experiment, refuse_other_run, source_settings, tolerant
+from jax_uda.experiment import Experiment, last_stage, open_experiment, refuse_other_run, source_settings, tolerant
 from jax_uda.results import stage_result
 from jax_uda.state import State
 from jax_uda.stopping import StopSignal
@@ -34,8 +34,6 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
   """
   workdir = epath.Path(workdir)
   experiment = open_experiment(config)
-  if config.stop_after and config.stop_after not in (names := [stage.name for stage in experiment.stages]):
-    raise UserError(f"config.stop_after: there is no stage {config.stop_after!r}; choose from {', '.join(names)}")
   refuse_other_run(config, workdir)
   results = parallel.gather(open_results(experiment, workdir))[0]  # all go by what process 0 sees there
   if results["final"]:
@@ -49,24 +47,24 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
   parallel.barrier()  # all have seen what was there before
   files.write_json(workdir / "config.json", config.to_dict())
   files.write_classes(workdir, experiment.space)
+  last = last_stage(experiment)
   with StopSignal() as stop:
     index, state, seconds = start_or_resume(experiment, workdir, checkpoints, state, stop)
     if index > len(results["stages"]):
       stage = experiment.stages[index].name
       raise UserError(f"{workdir}/results.json lacks what came before {stage}; put it back, or name a new --workdir")
-    while True:
+    while index <= last:
       state, seconds = training.train(experiment, workdir, index, state, checkpoints, seconds, stop)
       if index == len(results["stages"]):
         results["stages"].append(score(experiment, workdir, index, state, seconds, stop))
         write_results(workdir, results, finished=index + 1 == len(experiment.stages))
         print(f"\n{terminal.iou_table(results['stages'])}\n", flush=True)
-      if (name := experiment.stages[index].name) == config.stop_after:
-        print(f"{workdir}: ends after {name}, as config.stop_after says; the same command without it goes on")
       index += 1
-      if index == len(experiment.stages) or name == config.stop_after:
-        break
-      state, seconds = begin(experiment, workdir, index, state, stop)
-      checkpoints.save(index, state, seconds)
+      if index <= last:
+        state, seconds = begin(experiment, workdir, index, state, stop)
+        checkpoints.save(index, state, seconds)
+  if last + 1 < len(experiment.stages):
+    print(f"{workdir}: ends after {config.stop_after}, as config.stop_after says; the same command without it goes on")
   write_report(workdir)
   return results
 

@@ -54,9 +54,9 @@ class Run:
 
 def dataset_name(spec: Mapping[str, Any]) -> str:
   """A data set of a config in few words: `street_world photo`, `folder renders`, `camvid day_to_dusk/source_day.txt`."""
-  where = spec["list"] or spec["domain"] or (spec["dir"] if spec["dir"] != spec["kind"] else "")
-  part = spec["split"] if spec["split"] not in ("", "train") else ""
-  return " ".join(filter(None, (spec["kind"], str(where), part)))
+  kind, folder, split = (spec.get(name, "") for name in ("kind", "dir", "split"))
+  where = spec.get("list") or spec.get("domain") or (folder if folder != kind else "")
+  return " ".join(filter(None, (kind, str(where), split if split != "train" else "")))
 
 
 def read_run(workdir: epath.PathLike) -> Run:
@@ -65,14 +65,14 @@ def read_run(workdir: epath.PathLike) -> Run:
   path = workdir / "config.json"
   if not path.exists():
     raise UserError(f"{workdir} holds no run (config.json is missing); name a run's folder")
-  config = read_json(path)
   results, log = workdir / "results.json", MetricsLog(workdir / "metrics.jsonl")
-  stages = read_json(results)["stages"] if results.exists() else []
-  done = bool(results.exists() and read_json(results)["final"])
+  config = read_json(path)
+  found = read_json(results) if results.exists() else {"stages": [], "final": None}
   last = log.read()[-1:]
-  scored = [stage for stage in stages if stage["miou"] is not None][-1:]
-  at = (stages[-1]["name"], stages[-1]["steps"]) if done else (last[0]["stage"], last[0]["step"]) if last else ("", 0)
   try:
+    stages, done = found["stages"], bool(found["final"])
+    scored = [stage for stage in stages if stage["miou"] is not None][-1:]
+    at = (stages[-1]["name"], stages[-1]["steps"]) if done else (last[0]["stage"], last[0]["step"]) if last else ("", 0)
     return Run(
       str(workdir),
       config["method"],
@@ -85,8 +85,8 @@ def read_run(workdir: epath.PathLike) -> Run:
       sum(stage["seconds"] for stage in stages),
       max(file.stat().mtime for file in (path, results, log.path) if file.exists()),
     )
-  except KeyError as error:
-    raise UserError(f"{path} is no run's config: it lacks {error}; move it elsewhere") from None
+  except (KeyError, TypeError, AttributeError) as error:
+    raise UserError(f"{workdir} holds no run of this program: its files lack {error}; move them elsewhere") from None
 
 
 def find_runs(folder: epath.PathLike) -> list[epath.Path]:
@@ -100,9 +100,16 @@ def find_runs(folder: epath.PathLike) -> list[epath.Path]:
     raise UserError(f"there is no folder {folder}; name the one that your runs are in")
   found, level = [], [folder]
   for _ in range(DEEPEST + 1):
-    runs = [one for one in level if (one / "config.json").exists()]
-    found += runs
-    level = [inner for one in level if one not in runs for inner in one.iterdir() if inner.is_dir()]
+    deeper = []
+    for one in level:
+      try:
+        if (one / "config.json").exists():
+          found.append(one)
+        else:
+          deeper += [inner for inner in one.iterdir() if inner.is_dir()]
+      except PermissionError:
+        continue  # somebody else's
+    level = deeper
   return sorted(found)
 
 

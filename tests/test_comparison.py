@@ -43,6 +43,10 @@ def several(tmp_path):
 def test_runs_are_beside_each_other(several, tmp_path, capsys):
   assert report.main([str(run) for run in several]) == 0
   path = tmp_path / "comparison.html"
+  once = path.read_bytes()
+  assert report.main([str(run) for run in (*several, path)]) == 0 and path.read_bytes() == once  # as a pattern gives them
+  assert capsys.readouterr().out.startswith(f"{path}\n")
+  assert report.main([str(run) for run in several]) == 0
   assert capsys.readouterr().out == f"{path}\n"
   page = path.read_text()
   assert_stands_alone(page)

@@ -23,6 +23,7 @@ WORDS = {
   "mlsl_gta": ("code", "sisc"),
   "mlsl_synthia": ("code", "sisc"),
 }
+PAPERS = ("self_training", "mlsl", "curriculum", "adversarial")  # the methods of which README.md there tells
 CURRICULA = ("curriculum_gta", "curriculum_gta_bdd", "curriculum_cityscapes_bdd")
 ADVERSARIAL = ("adversarial_gta", "adversarial_synthia")
 
@@ -235,7 +236,8 @@ def test_words_that_a_config_does_not_know(name):
 
 
 def test_every_config_is_in_the_readme_and_every_command_there_loads():
-  assert {command[0].partition(":")[0] for command in commands()} == set(known_configs())
+  papers = {file for file in known_configs() if load_config(file).method in PAPERS}
+  assert {command[0].partition(":")[0] for command in commands()} == papers
   for file, *flags in commands():
     assert all(flag.startswith("--config.") for flag in flags)
     load_config(file, [flag.removeprefix("--config.") for flag in flags])

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path for part in ("jax_uda", "data_prep", "configs") for path in (ROOT / part).rglob("*.py"))
 # Modules of formulas: each says in its own words or a function's whose they are.
 FORMULAS = ("priors", "pseudo_labels", "mining", "agreement", "losses", "inference", "metrics", "methods/", "models/")
-PAPER = re.compile(r"\beqs?\.|et al\.|20[012]\d|section|algorithm|table|figure|paper|[Cc]ode\b|torchvision|Cityscapes")
+PAPER = re.compile(r"\b(eqs?\.|et al\.|20[012]\d|sections?|algorithm|papers?|code|torchvision|Cityscapes|MXNet)(?!\w)")
 ARRAY = re.compile(r"\b(ndarray|Array|ArrayLike)\b")
 SHAPE = re.compile(r"\[[^\]]*\]|scalar|shape|number|as .* (gives|wants|has) them")
 
@@ -27,7 +27,7 @@ def public(tree: ast.Module):
 
 
 def raised(function: ast.FunctionDef) -> bool:
-  """Whether its own body raises a UserError, not one that it is about to catch and say better."""
+  """Whether its own body raises a UserError."""
   calls = [node.exc for node in ast.walk(function) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
   return any(isinstance(call.func, ast.Name) and call.func.id == "UserError" for call in calls)
 
@@ -51,7 +51,8 @@ def lacking(path: Path) -> list[str]:
         found.append(f"{name}.{what}: takes or gives arrays, of what shape?")
       if node.name != "main" and raised(node) and not re.search(r"[Rr]ais|[Rr]efuse|[Ee]rror", words):
         found.append(f"{name}.{what}: raises UserError, when?")
-  if any(part in name for part in FORMULAS) and path.stem != "__init__" and not PAPER.search(path.read_text()):
+  said = [ast.get_docstring(node) or "" for node in (tree, *(node for _, node, _ in public(tree)))]
+  if any(part in name for part in FORMULAS) and path.stem != "__init__" and not PAPER.search("\n".join(said)):
     found.append(f"{name}: whose formulas are these?")
   return found
 

@@ -341,6 +341,23 @@ def test_branches_vote_with_dropout_and_return_logits_without():
   assert cast.shape == plain.shape and not any(np.allclose(a, b, rtol=1e-2) for a, b in zip(cast, plain, strict=True))
 
 
+@pytest.mark.parametrize("size", [(7, 8), (1, 5)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_a_convolution_of_one_position_is_a_matrix_product(size, stride):
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 5)), jnp.float32)
+  layer = layers.conv(4, 1, stride=stride, bias=True)
+  plain = layer.clone(conv_general_dilated=None)
+  variables = layer.init(jax.random.key(0), x)
+  assert "dot_general" in str(jax.make_jaxpr(layer.apply)(variables, x))
+
+  def summed(layer):
+    return jax.value_and_grad(lambda x: jnp.sum(jnp.sin(layer.apply(variables, x))))(x)
+
+  found, expected = summed(layer), summed(plain)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+  assert layer.apply(variables, x).shape == plain.apply(variables, x).shape
+
+
 def test_branches_share_one_forward_of_the_backbone():
   x = images(1)
 

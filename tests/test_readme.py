@@ -81,6 +81,8 @@ def test_a_method_of_ones_own(tmp_path, monkeypatch):
   (tmp_path / "config.py").write_text(config_block)
   monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
   monkeypatch.delitem(sys.modules, "jax_uda.methods.max_squares", raising=False)
+  ruff = [sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), str(tmp_path)]
+  assert subprocess.run(ruff, capture_output=True).returncode == 0
   config = shrink(load_config(str(tmp_path / "config.py")))
   results = run.run(config, tmp_path / "run")
   assert results["method"] == "max_squares" and [stage["name"] for stage in results["stages"]] == ["source", "adapt"]

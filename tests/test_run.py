@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jax_uda import run
+from jax_uda import cross_validate, ladder, run
 from jax_uda.errors import UserError
 from tests import tiny_mlsl
 from tests.conftest import CACHE
@@ -150,6 +150,13 @@ def test_a_part_of_a_run_goes_on_later(undisturbed, tmp_path, capsys):
   config.stop_after = "round_2"
   with pytest.raises(UserError, match=r"config\.stop_after: there is no stage 'round_2'; choose from source, .*round_1"):
     run.run(config, tmp_path)
+  config.stop_after = "source"  # it is further already
+  assert run.run(config, tmp_path)["stages"] == results["stages"]
+  assert "ends after source" in capsys.readouterr().out
+  with pytest.raises(UserError, match=r"variant 'a': config\.stop_after: .* go to their ends"):
+    ladder.variant_config("tests/tiny_mlsl.py", ["stop_after=source"], ladder.Variants({"a": {}}), "a", 0)
+  with pytest.raises(UserError, match=r"config\.stop_after: folds go to their ends"):
+    cross_validate.cross_validate(config, 2, tmp_path / "folds")
   config.stop_after = ""
   results = run.run(config, tmp_path)
   assert "resuming at stage statistics" in capsys.readouterr().out and results["final"]["name"] == "round_1"

@@ -58,7 +58,8 @@ def several(tmp_path):
   (tmp_path / "broken").mkdir()
   (tmp_path / "broken/config.json").write_text("{")
   (tmp_path / "other").mkdir()
-  (tmp_path / "other/config.json").write_text('{"method": 1}')
+  (tmp_path / "other/config.json").write_text('{"method": "x", "source": "imagenet", "target": {}, "seed": 0}')
+  make_run(tmp_path / "foreign").joinpath("results.json").write_text("[1]")
   return tmp_path
 
 
@@ -72,7 +73,7 @@ def test_the_command_lists_all_runs_and_names_what_is_none(several, capsys):
   assert lines[3][1] == "curriculum, oracle" and lines[3][4:6] == ["finished", "50.0"]
   assert lines[4][4:6] == ["not begun", "–"]
   assert len({len(line) for line in out.splitlines()}) == 1 and lines[2][-1].endswith("days")
-  assert len(err.splitlines()) == 2 and "broken/config.json" in err and "other/config.json" in err
+  assert len(err.splitlines()) == 3 and all(name in err for name in ("broken/config.json", "other holds", "foreign holds"))
   assert runs.main([str(several), "--sort", "miou"]) == 0
   assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["ladder/seed_0/best", "a", "new"]
 

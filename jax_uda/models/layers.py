@@ -88,7 +88,7 @@ def convolve_points(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], p
   """
   if not all(isinstance(n, int) for n in x.shape[1:3]):  # symbols, in a network that is exported
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **how)
-  return jnp.matmul(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
+  return jnp.matmul(x[:, :: strides[0], :: strides[1]], kernel[0, 0], precision=how.get("precision"))
 
 
 def convolve_far(x: jax.Array, kernel: jax.Array, strides: Any, padding: Sequence[tuple[int, int]], **how) -> jax.Array:

@@ -22,10 +22,10 @@ WIDTHS = (390, 1440)  # pixels of a phone and of a desk
 LOOK = """
 const images = [...document.images];
 return {
-  scroll: document.documentElement.scrollWidth, window: window.innerWidth,
+  scroll: document.documentElement.scrollWidth,
   images: images.length, broken: images.filter(image => !image.complete || !image.naturalWidth).map(image => image.alt),
   unnamed: images.filter(image => !image.alt).length,
-  wide: images.filter(image => image.getBoundingClientRect().right > window.innerWidth + 1
+  wide: images.filter(image => image.getBoundingClientRect().right > arguments[0] + 1
     && !image.closest('.scroll')).map(image => image.alt),
   small: [...document.querySelectorAll('body *')].filter(one => one.checkVisibility() && one.textContent.trim()
     && !one.children.length && parseFloat(getComputedStyle(one).fontSize) < 12).map(one => one.tagName),
@@ -63,6 +63,7 @@ def browser(request):
   options.add_experimental_option("mobileEmulation", {"deviceMetrics": screen})
   options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
   browser = webdriver.Chrome(options, Service("/usr/bin/chromedriver"))
+  browser.width = request.param  # which the window itself gives up for what is wider
   yield browser
   browser.quit()
 
@@ -71,24 +72,24 @@ def browser(request):
 def test_a_page_is_whole_at_every_width(browser, address, path):
   browser.get(f"{address}/{path}")
   browser.execute_script("for (const part of document.querySelectorAll('details')) part.open = true")
-  seen = browser.execute_script(LOOK)
+  seen = browser.execute_script(LOOK, browser.width)
   if place := os.environ.get("SCREENSHOTS"):
     height = browser.execute_script("return document.documentElement.scrollHeight")
-    area = {"x": 0, "y": 0, "width": seen["window"], "height": min(height, 8000), "scale": 1}
+    area = {"x": 0, "y": 0, "width": browser.width, "height": min(height, 8000), "scale": 1}
     shot = {"captureBeyondViewport": True, "clip": area}
     png = base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", shot)["data"])
     Path(place, f"{path.replace('/', '_')}_{seen['window']}.png").write_bytes(png)
   assert seen["images"] >= 5 and seen["broken"] == [] and seen["unnamed"] == 0
-  assert seen["scroll"] <= seen["window"] and seen["wide"] == [] and seen["small"] == []
+  assert seen["scroll"] <= browser.width and seen["wide"] == [] and seen["small"] == []
   assert browser.get_log("browser") == []
 
 
 def test_what_the_checks_would_find(browser, address, folder):
-  wrong = '<body><img src="none.png"><p style="width: 3000px; font-size: 6px">x'
+  wrong = '<body><img src="none.png"><p style="width: 1500px; font-size: 6px">x'
   (folder / "wrong.html").write_text(f'<meta name="viewport" content="width=device-width, initial-scale=1">{wrong}')
   browser.get(f"{address}/wrong.html")
-  seen = browser.execute_script(LOOK)
-  assert seen["broken"] == [""] and seen["unnamed"] == 1 and seen["scroll"] > seen["window"] and seen["small"] == ["P"]
+  seen = browser.execute_script(LOOK, browser.width)
+  assert seen["broken"] == [""] and seen["unnamed"] == 1 and seen["scroll"] > browser.width and seen["small"] == ["P"]
   assert browser.get_log("browser")
 
 
