@@ -11,6 +11,12 @@ classes.csv (name,id,red,green,blue); the target's holds images. Worth setting:
   --config.augmentation.crop='(208,416)'           what training sees of it; let sisc.size be the same
   --config.test.dir=/path/to/labelled              photographs to score on
   --config.source_training.steps=20000             more labelled images want more steps
+
+For a try on a CPU, some minutes on images of 96x192 (and a network too small and too little trained to be of use):
+
+  --config.canvas='(96,192)' --config.augmentation.crop='(80,160)' --config.sisc.size='(80,160)' --config.sisc.patches=6 \\
+    --config.network.backbone=resnet10 --config.network.width=0.5 --config.source_training.steps=150 \\
+    --config.rounds.num=1 --config.rounds.steps=60
 """
 
 from configs import default

@@ -331,7 +331,7 @@ def main(name: str, description: str, splits: Sequence[Split], argv: Sequence[st
     argv: flags; None takes the command line's.
   """
   command = f"  python -m data_prep.{name} --raw DIR --out DATA"
-  examples = ["the three commonest commands:", command, f"{command} --height 720", f"{command} --workers 1"]
+  examples = ["the three commonest commands:", command, f"{command} --height 360", f"{command} --workers 1"]
   parser = commands.parser(name, "\n".join([description, *examples]))
   parser.prog = f"python -m data_prep.{name}"
   parser.epilog = EPILOG

@@ -27,6 +27,8 @@ STYLE = {
   "figure.constrained_layout.use": True,
 }
 CHART_WIDTH = 6.2  # inches: narrow, so that its type stays readable when a phone shrinks it
+# What is logged of every step and not drawn: its place, and how fast it was.
+OF_ALL_STEPS = ("stage_index", "step", "epoch", "seconds", "images_per_second", "waiting_for_data", "gradient_norm")
 CONFUSION_CLASSES = 24  # that fit
 CURVE_POINTS = 300  # a loss is averaged down to this many over all stages
 
@@ -201,6 +203,12 @@ def of_run(stages: Sequence[dict], records: Sequence[dict]) -> Iterator[Chart]:
     if names := list(dict.fromkeys(name for name in numbers if word in name)):
       figure = _draw_curves(records, names, word.removeprefix("_"))
       yield Chart(title, f"Curves over the training steps, stage by stage: {', '.join(names)}", figure)
+  known = {*OF_ALL_STEPS, *(name for record in records for name in record if any(word in name for word in kinds))}
+  logged = (name for record in records for name, value in record.items() if isinstance(value, float | int))
+  for name in dict.fromkeys(name for name in logged if name not in known):
+    words = name.replace("_", " ")
+    figure = _draw_curves(records, [name], words)
+    yield Chart(words.capitalize(), f"Curve over the training steps, stage by stage: {words}", figure)
 
 
 def of_confusion(confusion: np.ndarray, classes: Sequence[str], stage: str) -> Chart | None:

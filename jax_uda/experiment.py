@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from etils import epath
 
 from jax_uda import files, inference, methods, parallel
 from jax_uda.bad_images import BadImages, Tolerant
 from jax_uda.config import differences
 from jax_uda.data import label_spaces, sources
-from jax_uda.data.label_spaces import LabelSpace, Protocol
+from jax_uda.data.label_spaces import IGNORE, LabelSpace, Protocol
 from jax_uda.errors import UserError
 from jax_uda.state import Stage
 
@@ -38,6 +39,9 @@ SOURCE_FIELDS = (
 
 # What may be another when a run goes on: more bad images may be allowed where one has stopped it, and it may go further.
 MAY_CHANGE = ("max_bad_images", "stop_after")
+
+
+LOOKED_AT, SELDOM = 8, 0.5  # source images, before training starts; a share of labelled pixels that is worth a word
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,22 @@ def tolerant(experiment: Experiment, workdir: epath.Path) -> Experiment:
     name: dataset if name == "test" else Tolerant(dataset, bad) for name, dataset in experiment.datasets.items()
   }
   return dataclasses.replace(experiment, datasets=datasets)
+
+
+def look_at_labels(experiment: Experiment) -> None:
+  """Reads a few source labels, and says it where much of them is none; colours that `classes.csv` lacks are ignored.
+
+  Raises:
+    UserError: none of them has a labelled pixel, or a label cannot be read.
+  """
+  source = experiment.datasets["source"]
+  places = np.unique(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int))
+  share = float(np.mean([np.mean(source[int(i)]["label"] != IGNORE) for i in places]))
+  what = f"of the pixels of {len(places)} source images"
+  if not share:
+    raise UserError(f"config.source: none {what} has a label; let classes.csv list the ids or colours that labels/ has")
+  if share < SELDOM:
+    print(f"source: only {share:.0%} {what} have a label; see that its classes are those that you mean", flush=True)
 
 
 def plan(

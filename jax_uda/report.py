@@ -110,6 +110,8 @@ def _summary(results: Mapping[str, Any], config: Mapping[str, Any] | None, recor
     values |= {role: runs.dataset_name(config[role]) for role in ("source", "target", "test")}
   if results.get("seconds") is not None:
     values["time"] = page.duration(results["seconds"])
+  if results.get("stages") and not stages:
+    values["mIoU"] = "none: no labelled test images"
   values["training"] = _images_per_second(records)
   values["device"] = ", ".join(dict.fromkeys(stage["device"] for stage in results.get("stages", []) if stage.get("device")))
   return page.facts(values)

@@ -12,7 +12,15 @@ from jax_uda import evaluate, files, inference, labelling, parallel, pictures, r
 from jax_uda.checkpoint import Checkpoints, take_networks
 from jax_uda.config import differences
 from jax_uda.errors import UserError
-from jax_uda.experiment import Experiment, last_stage, open_experiment, refuse_other_run, source_settings, tolerant
+from jax_uda.experiment import (
+  Experiment,
+  last_stage,
+  look_at_labels,
+  open_experiment,
+  refuse_other_run,
+  source_settings,
+  tolerant,
+)
 from jax_uda.results import stage_result
 from jax_uda.state import State
 from jax_uda.stopping import StopSignal
@@ -37,10 +45,12 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
   refuse_other_run(config, workdir)
   results = parallel.gather(open_results(experiment, workdir))[0]  # all go by what process 0 sees there
   if results["final"]:
-    print(f"{workdir}: this run is finished\n\n{terminal.iou_table(results['stages'])}\n")
+    print(f"{workdir}: this run is finished\n{said_of(results)}")
     write_report(workdir)
     return results
   experiment = tolerant(experiment, workdir)
+  if not results["stages"]:
+    look_at_labels(experiment)
   checkpoints = Checkpoints(workdir / "checkpoints", experiment.stages)
   state = first_state(experiment, fresh=parallel.gather(checkpoints.empty())[0])
   # What can be wrong with a config is found by now: from here on the directory is this run's.
@@ -58,7 +68,7 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
       if index == len(results["stages"]):
         results["stages"].append(score(experiment, workdir, index, state, seconds, stop))
         write_results(workdir, results, finished=index + 1 == len(experiment.stages))
-        print(f"\n{terminal.iou_table(results['stages'])}\n", flush=True)
+        print(said_of(results), flush=True)
       index += 1
       if index <= last:
         state, seconds = begin(experiment, workdir, index, state, stop)
@@ -89,6 +99,13 @@ def write_results(workdir: epath.Path, results: dict[str, Any], finished: bool) 
   results["seconds"] = sum(stage["seconds"] for stage in results["stages"])
   results["final"] = results["stages"][-1] if finished else None
   files.write_json(workdir / "results.json", results)
+
+
+def said_of(results: dict[str, Any]) -> str:
+  """The scores so far, for the terminal."""
+  if any(stage["miou"] is not None for stage in results["stages"]):
+    return f"\n{terminal.iou_table(results['stages'])}\n"
+  return f"{results['stages'][-1]['name']}: nothing to score, as config.test names no labelled images"
 
 
 def write_report(workdir: epath.Path) -> None:

@@ -1,5 +1,6 @@
 """What a run says in the terminal: how far it is, and a table of scores."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -87,11 +88,10 @@ class Progress:
   def __enter__(self) -> "Progress":
     self._start = time.monotonic()
     self._shown = self._start, self._initial
-    if sys.stderr.isatty() and parallel.is_first():
+    if _has_room() and parallel.is_first():
       self._every = 0.2
-      self._bar = tqdm(
-        desc=self._title, total=self._total, initial=self._initial, unit=f" {self._unit}", dynamic_ncols=True
-      )
+      how = {"unit": f" {self._unit}", "dynamic_ncols": True, "smoothing": 0}
+      self._bar = tqdm(desc=self._title, total=self._total, initial=self._initial, **how)
     return self
 
   def __exit__(self, *_) -> None:
@@ -101,16 +101,19 @@ class Progress:
 
   def update(self, n: int, **values: Any) -> None:
     """Adds `n` units; `values` (loss=…) are scalars, shown until others come."""
+    first = self._done == self._initial
     self._done += n
     self._values.update(values)
     now = time.monotonic()
     if now - self._shown[0] >= self._every:
-      self._show(now)
+      self._show(now, first)
       self._shown = now, self._done
     if self._bar is not None:
       self._bar.update(n)
+      if first:  # compilation is in it, which says nothing of the time left
+        self._bar.start_t, self._bar.initial = time.time(), self._bar.n
 
-  def _show(self, now: float, last: bool = False) -> None:
+  def _show(self, now: float, first: bool = False, last: bool = False) -> None:
     if not parallel.is_first():
       return
     values = [f"{name} {float(value):.4g}" for name, value in self._values.items()]
@@ -119,10 +122,23 @@ class Progress:
       return
     then, done = (self._start, self._initial) if last else self._shown
     rate = (self._done - done) / max(now - then, 1e-9)
+    speed = f"{rate:.1f} {self._unit}/s"
     if last:
-      clock = f"took {tqdm.format_interval(now - self._start)}"
+      clock = [speed, f"took {tqdm.format_interval(now - self._start)}"]
+    elif first:
+      clock = [f"the first took {tqdm.format_interval(now - then)}, compilation included"]
     else:
-      clock = f"{tqdm.format_interval((self._total - self._done) / rate) if rate else '?'} left"
+      clock = [speed, f"{tqdm.format_interval((self._total - self._done) / rate) if rate else '?'} left"]
     share = self._done / self._total if self._total else 1.0
-    parts = [f"{self._done}/{self._total} {self._unit} ({share:.0%})", f"{rate:.1f} {self._unit}/s", clock, *values]
+    parts = [f"{self._done}/{self._total} {self._unit} ({share:.0%})", *clock, *values]
     print(f"{self._title}: {' · '.join(parts)}", file=sys.stderr, flush=True)
+
+
+def _has_room() -> bool:
+  """Whether stderr is a terminal that says how large it is; one of no rows would show no bar."""
+  if not sys.stderr.isatty():
+    return False
+  try:
+    return all(os.get_terminal_size(sys.stderr.fileno()))
+  except (OSError, ValueError):  # no real file
+    return True

@@ -264,6 +264,10 @@ def test_report_of_one_stage_without_scores_or_pseudo_labels(workdir):
   page = report.write_report(workdir).read_text(encoding="utf-8")
   captions = [caption for caption, _, _ in figures(page)]
   assert captions[:2] == ["IoU by class", "Training loss"] and "gain" not in page
+  with (workdir / "metrics.jsonl").open("a") as log:
+    log.write(json.dumps(record(2, 41, gradient_norm=3.0, entropy_of_targets=0.5, by_class=[1, 2])) + "\n")
+  captions = [caption for caption, _, _ in figures(report.write_report(workdir).read_text(encoding="utf-8"))]
+  assert captions[2] == "Entropy of targets" and not [one for one in captions if "norm" in one or "by_" in one]
 
 
 def test_report_takes_pseudo_labels_without_classes_or_truth(workdir):

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jax_uda import cross_validate, ladder, run
+from jax_uda import cross_validate, experiment, ladder, run
 from jax_uda.errors import UserError
 from tests import tiny_mlsl
 from tests.conftest import CACHE
@@ -210,6 +210,30 @@ def test_self_training_with_one_threshold_the_spatial_prior_and_the_easiest_imag
   assert "round_1: trains on the 2 easiest of 5 images" in said
   assert re.search(r"round_1: crops are centred on ([\w ]+ [\d.]+%( \(rare\))?(, )?){5,}\n", said)
   assert results["final"]["pseudo_labels"]["selected"] <= 0.41  # ties of the threshold are left out
+
+
+def test_a_source_without_labelled_pixels_is_refused_and_few_of_them_are_told(tmp_path, capsys):
+  for part in ("images", "labels"):
+    (tmp_path / part).mkdir()
+  for i in range(3):
+    cv2.imwrite(str(tmp_path / f"images/{i}.png"), np.zeros((32, 64, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / f"labels/{i}.png"), np.full((32, 64, 3), (0, 0, 200), np.uint8))  # BGR
+  classes = tmp_path / "classes.csv"
+  classes.write_text("name,id,red,green,blue\nroad,0,0,0,200\n")  # as OpenCV has it
+  config = tiny("mlsl")
+  config.source.update({"kind": "folder", "dir": str(tmp_path)})
+  config.target = config.source
+  config.test.kind = ""
+  with pytest.raises(UserError, match=r"config\.source: none of the pixels of 3 source images has a label; .*classes\.csv"):
+    run.run(config, tmp_path / "run")
+  classes.write_text("name,id,red,green,blue\nroad,0,200,0,0\n")
+  opened = experiment.open_experiment(config)
+  experiment.look_at_labels(opened)
+  assert capsys.readouterr().out == ""
+  cv2.imwrite(str(tmp_path / "labels/0.png"), np.zeros((32, 64, 3), np.uint8))
+  cv2.imwrite(str(tmp_path / "labels/1.png"), np.zeros((32, 64, 3), np.uint8))
+  experiment.look_at_labels(experiment.open_experiment(config))
+  assert "only 33% of the pixels of 3 source images have a label" in capsys.readouterr().out
 
 
 def test_images_of_other_sizes_and_no_labels(tmp_path):

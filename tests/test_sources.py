@@ -547,7 +547,7 @@ def test_folder_errors(folder, tmp_path):
   assert "classes.csv" in error_line(folder, kind="folder")
   save(root / "images/x.jpg", IMAGE)
   assert "two files of one stem" in error_line(folder, kind="folder")
-  assert "does not exist" in error_line(folder, kind="folder", dir="nowhere")
+  assert "nowhere is no folder" in error_line(folder, kind="folder", dir="nowhere")
   (tmp_path / "file").mkdir()
   (tmp_path / "file/images").write_text("not a folder")
   assert "is not a folder" in error_line(folder, kind="folder", dir="file")

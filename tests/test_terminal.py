@@ -1,7 +1,12 @@
 """What a run says in the terminal."""
 
+import fcntl
 import io
+import os
+import pty
 import re
+import struct
+import termios
 import time
 
 import jax.numpy as jnp
@@ -63,11 +68,14 @@ def test_progress_without_a_terminal_prints_lines_now_and_then(capsys, clock):
 
 def test_progress_leaves_earlier_work_out_of_the_rate(capsys, clock):
   with terminal.Progress("training", 1000, initial=900, every=5) as bar:
+    clock[0] += 45
+    bar.update(1)
     clock[0] += 5
-    bar.update(50)
-  first, last = capsys.readouterr().err.splitlines()
-  assert first == "training: 950/1000 steps (95%) · 10.0 steps/s · 00:05 left"
-  assert last == "training: 950/1000 steps (95%) · 10.0 steps/s · took 00:05"
+    bar.update(49)
+  first, second, last = capsys.readouterr().err.splitlines()
+  assert first == "training: 901/1000 steps (90%) · the first took 00:45, compilation included"
+  assert second == "training: 950/1000 steps (95%) · 9.8 steps/s · 00:05 left"
+  assert last == "training: 950/1000 steps (95%) · 1.0 steps/s · took 00:50"
 
 
 def test_progress_touches_values_only_when_it_shows_them(capsys, clock):
@@ -105,5 +113,16 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
   text = tty.getvalue()
   assert "40/100" in text and "100/100" in text and "%|" in text
   assert "loss 0.125" in text and "images/s" in text
+  assert "?" in text  # how long it takes is not known from the first, which compiles
   rate = float(re.findall(r"([\d.]+) images/s", text)[-1])
   assert 20 < rate < 350  # 200 for what was done here; with the 40 done earlier it would look faster
+
+
+def test_a_terminal_of_no_size_has_lines(monkeypatch, capsys):
+  main, other = pty.openpty()
+  with open(other, "w") as tty:
+    monkeypatch.setattr("sys.stderr", tty)
+    assert not terminal._has_room()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    assert terminal._has_room()
+  os.close(main)

@@ -120,8 +120,10 @@ def nthu_city(spec: Mapping[str, Any]) -> str:
 
 
 def _folder(spec: Mapping[str, Any], root: epath.Path) -> Layout:
+  if not root.is_dir():
+    raise UserError(f"no data: {root} is no folder (`dir` is absolute, or lies in data_dir); {how_to_get('folder')}")
   # Without labels the images need no folder of their own.
-  alone = root.is_dir() and not any((root / part).exists() for part in ("images", "labels", "classes.csv"))
+  alone = not any((root / part).exists() for part in ("images", "labels", "classes.csv"))
   images = _list_files(root if alone else root / "images", _IMAGES, "folder")
   labels = _list_files(root / "labels", _PNG, "folder") if (root / "labels").exists() else None
   classes = root / "classes.csv"
