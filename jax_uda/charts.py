@@ -198,14 +198,14 @@ def of_run(stages: Sequence[dict], records: Sequence[dict]) -> Iterator[Chart]:
       _draw_heat(checked, "accuracy", "all classes", Normalize(0, 1)),
     )
   kinds = {"loss": "Training loss", "_share": "Shares of pixels", "_accuracy": "Accuracies"}
+  logged = dict.fromkeys(name for record in records for name, value in record.items() if isinstance(value, float | int))
   for word, title in kinds.items():
-    numbers = (name for record in records for name, value in record.items() if isinstance(value, float | int))
-    if names := list(dict.fromkeys(name for name in numbers if word in name)):
+    if names := [name for name in logged if word in name]:
       figure = _draw_curves(records, names, word.removeprefix("_"))
       yield Chart(title, f"Curves over the training steps, stage by stage: {', '.join(names)}", figure)
-  known = {*OF_ALL_STEPS, *(name for record in records for name in record if any(word in name for word in kinds))}
-  logged = (name for record in records for name, value in record.items() if isinstance(value, float | int))
-  for name in dict.fromkeys(name for name in logged if name not in known):
+  for name in logged:
+    if name in OF_ALL_STEPS or any(word in name for word in kinds):
+      continue
     words = name.replace("_", " ")
     figure = _draw_curves(records, [name], words)
     yield Chart(words.capitalize(), f"Curve over the training steps, stage by stage: {words}", figure)

@@ -125,6 +125,13 @@ def _exit_status(action: Callable[[], object], flags: argparse.Namespace, again:
   return 0
 
 
+def leave_devices() -> None:
+  """Has JAX compute on CPUs: for commands that look at runs, which may hold the accelerators meanwhile."""
+  import jax
+
+  jax.config.update("jax_platforms", "cpu")
+
+
 def keep_compilations() -> None:
   """Has JAX keep what it compiles, so that a second start is quick, in `~/.cache/jax_uda` (or `$XDG_CACHE_HOME/jax_uda`).
 

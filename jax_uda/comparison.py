@@ -1,6 +1,7 @@
 """A page that compares several runs: scores, classes, configs and pictures, side by side in one file."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from etils import epath
 
 from jax_uda import charts, page, runs
 from jax_uda.config import changed_fields
-from jax_uda.files import read_classes, read_json, write_atomically
+from jax_uda.files import read_classes, read_json, read_results, write_atomically
 from jax_uda.terminal import percent
 
 MOST_PICTURES = 4  # images, side by side with what each run says of them
@@ -30,7 +31,7 @@ def write(workdirs: Sequence[epath.PathLike], out: epath.PathLike | None = None)
   """
   folders = {name: epath.Path(workdir) for name, workdir in zip(short_names(workdirs), workdirs, strict=True)}
   known = {name: runs.read_run(folder) for name, folder in folders.items()}
-  stages = {name: _stages(folder) for name, folder in folders.items()}
+  stages = {name: read_results(folder)["stages"] for name, folder in folders.items()}
   configs = {name: read_json(folder / "config.json") for name, folder in folders.items()}
   with matplotlib.rc_context(charts.STYLE):
     figures = [page.figure(chart.title, chart.alt, chart.figure) for chart in charts.of_runs(stages)]
@@ -57,11 +58,6 @@ def short_names(paths: Sequence[epath.PathLike]) -> list[str]:
   return [f"{name} ({place})" for place, name in enumerate(names, 1)]
 
 
-def _stages(folder: epath.Path) -> list[dict[str, Any]]:
-  path = folder / "results.json"
-  return read_json(path)["stages"] if path.exists() else []
-
-
 def _scored_on(config: Mapping[str, Any]) -> list[Any]:
   """What has to be equal where scores are compared."""
   fields = ("source", "target", "test", "protocols", "absent_as_zero", "eval_scales", "eval_flip")
@@ -76,11 +72,9 @@ def _runs_table(
   rows = []
   for name, run in sorted(known.items(), key=lambda item: -(item[1].miou or 0)):
     scores = [stage["miou"] for stage in stages[name] if stage["miou"] is not None]
-    method = f"{run.method}, {run.mode}" if run.mode not in ("", "adapt") else run.method
-    state = "finished" if run.done else f"in {run.stage}" if run.stage else "not begun"
     gain = f"{100 * (scores[-1] - scores[0]):+.1f}" if len(scores) > 1 else "–"
     rows.append([
-      name, method, run.data, str(run.seed), state, percent(run.miou), gain, percent(run.pixel_accuracy),
+      name, run.title, run.data, str(run.seed), run.state, percent(run.miou), gain, percent(run.pixel_accuracy),
       page.duration(run.seconds),
     ])  # fmt: skip
   note = "The gain is over the first stage of the run that was scored, in points of mIoU."
@@ -114,8 +108,8 @@ def _pictures(
   same = [name for name in with_stages if configs[name]["target"] == configs[with_stages[0]]["target"]]
   spaces = {name: read_classes(folders[name]) for name in same}
   last = {name: folders[name] / "pictures" / stages[name][-1]["name"] for name in spaces}
-  drawn = {name: set(page.names(folder)) for name, folder in last.items()}
-  counts = {image: sum(image in images for images in drawn.values()) for images in drawn.values() for image in images}
+  drawn = {name: page.names(folder) for name, folder in last.items()}
+  counts = Counter(image for images in drawn.values() for image in images)
   shared = sorted(image for image, count in counts.items() if count > 1)[:MOST_PICTURES]
   result = ""
   for image in shared:

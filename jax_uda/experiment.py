@@ -116,8 +116,8 @@ def look_at_labels(experiment: Experiment) -> None:
     UserError: none of them has a labelled pixel, or a label cannot be read.
   """
   source = experiment.datasets["source"]
-  places = np.unique(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int))
-  share = float(np.mean([np.mean(source[int(i)]["label"] != IGNORE) for i in places]))
+  places = sources.spread(len(source), LOOKED_AT)
+  share = float(np.mean([np.mean(source[i]["label"] != IGNORE) for i in places]))
   what = f"of the pixels of {len(places)} source images"
   if not share:
     raise UserError(f"config.source: none {what} has a label; let classes.csv list the ids or colours that labels/ has")

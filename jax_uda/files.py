@@ -1,4 +1,4 @@
-"""Files of a work directory: JSON, arrays, classes and the metrics log, each whole or not there at all."""
+"""Files of a work directory: JSON, arrays and classes, each whole or not there at all, and the metrics log."""
 
 import io
 import json
@@ -70,6 +70,12 @@ def read_json(path: epath.PathLike) -> Any:
     raise UserError(f"no such file, {path}, check the directory") from None
   except ValueError as error:
     raise UserError(f"broken JSON, {path}, mend or delete it ({error})") from None
+
+
+def read_results(workdir: epath.PathLike) -> dict[str, Any]:
+  """results.json of a run as far as it has got: {"stages": [], "final": None} where no stage is over yet."""
+  path = epath.Path(workdir) / "results.json"
+  return read_json(path) if path.exists() else {"stages": [], "final": None}
 
 
 def write_npz(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> None:

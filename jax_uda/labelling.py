@@ -11,10 +11,10 @@ import numpy as np
 from etils import epath
 
 from jax_uda import files, inference, metrics, parallel, terminal
-from jax_uda.data import pipeline
+from jax_uda.data import pipeline, sources
 from jax_uda.data.label_spaces import IGNORE
 from jax_uda.experiment import Experiment
-from jax_uda.pictures import heat_maps, spread, write_maps, write_png
+from jax_uda.pictures import heat_maps, write_maps, write_png
 from jax_uda.results import PseudoLabelCounts
 from jax_uda.state import State
 from jax_uda.stopping import StopSignal
@@ -29,7 +29,7 @@ def label_target(
   and `pseudo_labels/<stage>.json`.
 
   Returns:
-    What the stage's steps want of it in `State.hyper`: `mined` int32 [C] where rare classes are mined, else nothing.
+    What the stage's steps want of it in `State.hyper`: arrays [...] by name, see `Labelling.hyper`.
   """
   config, stage, target = experiment.config, experiment.stages[index], experiment.datasets["target"]
   labelling, canvas, process = stage.labelling, tuple(config.canvas), parallel.process()
@@ -90,7 +90,7 @@ def label_target(
         bar.update(1)
         stop.check()
     if labelling.maps or labelling.others:
-      wanted = spread(len(target), config.pictures)
+      wanted = sources.spread(len(target), config.pictures)
       places = {image_id: place for place, (i, image_id) in enumerate(read.items()) if i in wanted}
       drawn = inference.drawn(labelling, state.hyper, found, kept, canvas, places.values())
       write_maps(workdir, stage.name, dict(zip(places, drawn, strict=True)))
@@ -127,7 +127,7 @@ def label_statistics(experiment: Experiment, workdir: epath.Path, stop: StopSign
   """The method's statistics of the source labels, for `State.hyper`; made once a run, kept in label_statistics.npz.
 
   Returns:
-    Float32 by name: `prior` [h, w, C], `class_sizes` [C]; those that the method uses.
+    What `finish` of its folds gave, arrays of any shape by name.
   """
   folds = experiment.method.label_statistics(experiment.config)
   path = workdir / "label_statistics.npz"

@@ -1,6 +1,6 @@
 """Building blocks of a page that is one file: legible on a phone, in greyscale and without a network.
 
-Everything here makes HTML out of plain values; texts are escaped here and nowhere else.
+Texts are escaped here and nowhere else; what takes HTML says so.
 """
 
 import base64

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jax_uda import charts, files, inference, parallel, trained
-from jax_uda.data import pipeline
+from jax_uda.data import pipeline, sources
 from jax_uda.experiment import Experiment
 from jax_uda.state import Stage, State
 
@@ -26,7 +26,7 @@ def draw(experiment: Experiment, workdir: epath.Path, stage: Stage, state: State
   Processes share the images.
   """
   config, target = experiment.config, experiment.datasets["target_truth"]
-  indices = spread(len(target), config.pictures)
+  indices = sources.spread(len(target), config.pictures)
   batches = pipeline.eval_batches(
     target,
     parallel.num_devices(),
@@ -49,11 +49,6 @@ def draw(experiment: Experiment, workdir: epath.Path, stage: Stage, state: State
       write_png(folder / stage.name / name, inference.predicted_labels(view, (int(height), int(width))))
       for what, values in maps.items():
         write_png(folder / "maps" / what / stage.name / name, grey(values[i, :height, :width]))
-
-
-def spread(num: int, most: int) -> list[int]:
-  """Indices of at most so many images, spread over `num` of them."""
-  return np.unique(np.linspace(0, num - 1, min(most, num)).astype(int)).tolist()
 
 
 def write_maps(workdir: epath.Path, stage: str, found: Mapping[str, Mapping[str, np.ndarray]]) -> None:

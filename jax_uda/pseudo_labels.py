@@ -35,7 +35,7 @@ NUM_BINS = _ONE + 1 + _prefix(_LARGEST) - _prefix(1)
 
 @jax.jit
 def confidence_bins(confidences: ArrayLike) -> Array:
-  """Bin of each confidence, int32 [...] in 0..NUM_BINS-1: monotone, exact, and of the same width in log(1 - p) up to 1."""
+  """Bin of each confidence, int32 [...] in 0..NUM_BINS-1: monotone, exact, fine near 0 and near 1 (see above)."""
 
   def prefix(x):
     return lax.bitcast_convert_type(x, jnp.int32) >> _SHIFT

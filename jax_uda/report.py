@@ -22,10 +22,11 @@ import matplotlib
 import numpy as np
 from etils import epath
 
-from jax_uda import charts, commands, metrics, page, runs
+from jax_uda import charts, commands, evaluate, metrics, page, runs
 from jax_uda.config import changed_fields, default_fields
 from jax_uda.data.label_spaces import LabelSpace
-from jax_uda.files import MetricsLog, plain, read_classes, read_json, write_atomically
+from jax_uda.data.sources import spread
+from jax_uda.files import MetricsLog, plain, read_classes, read_json, read_results, write_atomically
 from jax_uda.terminal import percent
 
 MOST_MAPS = 5  # of one kind and image, side by side
@@ -61,13 +62,13 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
   """
   workdir = epath.Path(workdir)
   space = read_classes(workdir)
-  results = _read(workdir / "results.json") or {}
-  config = _read(workdir / "config.json")
-  stages = results.get("stages", [])
+  results = read_results(workdir)
+  config = read_json(workdir / "config.json") if (workdir / "config.json").exists() else None
+  stages = results["stages"]
   names = [stage["name"] for stage in stages]
   records = MetricsLog(workdir / "metrics.jsonl").read()
   with matplotlib.rc_context(charts.STYLE):
-    drawn = [*charts.of_run(stages, records), *_confusion(workdir, names)]
+    drawn = [*charts.of_run(stages, records), *_confusion(workdir, names, space.classes)]
     figures = [page.figure(chart.title, chart.alt, chart.figure) for chart in drawn]
   extra = workdir / "pictures" / "extra"
   drawings = [
@@ -89,13 +90,9 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
   return write_atomically(workdir / "report.html", page.page(f"{results.get('method', 'run')}: report", parts))
 
 
-def _read(path: epath.Path) -> dict[str, Any] | None:
-  return read_json(path) if path.exists() else None
-
-
 def _summary(results: Mapping[str, Any], config: Mapping[str, Any] | None, records: Sequence[dict]) -> str:
   """What one wants to know first."""
-  stages = [stage for stage in results.get("stages", []) if stage["miou"] is not None]
+  stages = [stage for stage in results["stages"] if stage["miou"] is not None]
   values: dict[str, str | None] = {}
   if stages:
     values[f"mIoU after {stages[-1]['name']}"] = percent(stages[-1]["miou"], " %")
@@ -110,10 +107,10 @@ def _summary(results: Mapping[str, Any], config: Mapping[str, Any] | None, recor
     values |= {role: runs.dataset_name(config[role]) for role in ("source", "target", "test")}
   if results.get("seconds") is not None:
     values["time"] = page.duration(results["seconds"])
-  if results.get("stages") and not stages:
+  if results["stages"] and not stages:
     values["mIoU"] = "none: no labelled test images"
   values["training"] = _images_per_second(records)
-  values["device"] = ", ".join(dict.fromkeys(stage["device"] for stage in results.get("stages", []) if stage.get("device")))
+  values["device"] = ", ".join(dict.fromkeys(stage["device"] for stage in results["stages"] if stage.get("device")))
   return page.facts(values)
 
 
@@ -130,13 +127,12 @@ def _warnings(records: Sequence[dict]) -> str:
   return page.heading("Warnings") + page.items(lines) if lines else ""
 
 
-def _confusion(workdir: epath.Path, stages: Sequence[str]) -> list[charts.Chart]:
+def _confusion(workdir: epath.Path, stages: Sequence[str], classes: Sequence[str]) -> list[charts.Chart]:
   """The confusion matrix of the last stage that has one."""
   known = [name for name in stages if (workdir / "scores" / f"{name}.json").exists()]
   if not known:
     return []
-  found = read_json(workdir / "scores" / f"{known[-1]}.json")
-  chart = charts.of_confusion(np.array(found["confusion"]), found["classes"], known[-1])
+  chart = charts.of_confusion(evaluate.read_confusion(workdir, known[-1]), classes, known[-1])
   return [chart] if chart else []
 
 
@@ -202,7 +198,10 @@ def _folders(folder: epath.Path) -> list[epath.Path]:
 
 
 def image_miou(workdir: epath.Path, stage: str, name: str, num_classes: int) -> float | None:
-  """mIoU of a drawn prediction against its truth, of the classes that are in either; None where one of them is missing."""
+  """mIoU of a drawn prediction against its truth, of the classes that are in either; None where one of them is missing.
+
+  As the report shows them: of pictures wider than `page.PICTURE_WIDTH`, what is left of them then.
+  """
   paths = [workdir / "pictures" / folder / f"{name}.png" for folder in ("truth", stage)]
   if not all(path.exists() for path in paths):
     return None
@@ -264,7 +263,7 @@ def _map_rows(workdir: epath.Path, stages: Sequence[str], space: LabelSpace) -> 
   pictures, result = workdir / "pictures", ""
   for kind in _folders(pictures / "maps"):
     drawn = [name for name in stages if (kind / name).exists()]
-    drawn = [drawn[i] for i in np.unique(np.linspace(0, len(drawn) - 1, min(len(drawn), MOST_MAPS)).astype(int))]
+    drawn = [drawn[i] for i in spread(len(drawn), MOST_MAPS)]
     result += page.heading(f"{kind.name}, from none (black) to full (white)")
     for name in page.names(pictures / "image"):
       predictions, maps = ([folder / stage / f"{name}.png" for stage in drawn] for folder in (pictures, kind))
@@ -317,6 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error("--out: a single run's report is report.html in its folder; leave it out, or name other runs, too")
 
   def action() -> None:
+    commands.leave_devices()
     if len(flags.workdirs) == 1:
       print(write_report(flags.workdirs[0]))
     else:

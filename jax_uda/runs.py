@@ -17,7 +17,7 @@ from etils import epath
 
 from jax_uda import commands
 from jax_uda.errors import UserError
-from jax_uda.files import MetricsLog, plain, read_json
+from jax_uda.files import MetricsLog, plain, read_json, read_results
 from jax_uda.terminal import columns, percent
 
 DEEPEST = 4  # folders between the one that is named and a run's
@@ -51,6 +51,16 @@ class Run:
   seconds: float
   changed: float
 
+  @property
+  def title(self) -> str:
+    """Its method, and what it is in place of adapting where that is so."""
+    return f"{self.method}, {self.mode}" if self.mode not in ("", "adapt") else self.method
+
+  @property
+  def state(self) -> str:
+    """How far it is."""
+    return "finished" if self.done else f"{self.stage}, step {self.step}" if self.stage else "not begun"
+
 
 def dataset_name(spec: Mapping[str, Any]) -> str:
   """A data set of a config in few words: `street_world photo`, `folder renders`, `camvid day_to_dusk/source_day.txt`."""
@@ -66,8 +76,7 @@ def read_run(workdir: epath.PathLike) -> Run:
   if not path.exists():
     raise UserError(f"{workdir} holds no run (config.json is missing); name a run's folder")
   results, log = workdir / "results.json", MetricsLog(workdir / "metrics.jsonl")
-  config = read_json(path)
-  found = read_json(results) if results.exists() else {"stages": [], "final": None}
+  config, found = read_json(path), read_results(workdir)
   last = log.read()[-1:]
   try:
     stages, done = found["stages"], bool(found["final"])
@@ -126,10 +135,8 @@ def listing(runs: Sequence[Run], folder: epath.PathLike, now: float) -> str:
   rows = []
   for run in runs:
     name = str(epath.Path(run.workdir).relative_to(folder))
-    state = "finished" if run.done else f"{run.stage}, step {run.step}" if run.stage else "not begun"
-    method = f"{run.method}, {run.mode}" if run.mode not in ("", "adapt") else run.method
     scores = percent(run.miou), percent(run.pixel_accuracy)
-    rows.append([name, method, run.data, str(run.seed), state, *scores, age(now - run.changed)])
+    rows.append([name, run.title, run.data, str(run.seed), run.state, *scores, age(now - run.changed)])
   return columns(["run", "method", "data", "seed", "state", "mIoU %", "accuracy %", "last written"], rows, left=3)
 
 
@@ -143,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags = parser.parse_args(argv)
 
   def action() -> None:
+    commands.leave_devices()
     runs, broken = [], []
     for path in find_runs(flags.folder):
       try:

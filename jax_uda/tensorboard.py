@@ -14,7 +14,7 @@ from etils import epath
 from jax_uda import commands, page
 from jax_uda.data.label_spaces import colorize
 from jax_uda.errors import UserError
-from jax_uda.files import MetricsLog, read_classes, read_json
+from jax_uda.files import MetricsLog, read_classes, read_results
 from jax_uda.stopping import Interrupted, StopSignal
 
 HELP = """\
@@ -59,8 +59,7 @@ class Mirror:
     if positions[: len(self._written)] != self._written:
       self._writer.close()
       self._begin()
-    path = self._workdir / "results.json"
-    stages = read_json(path)["stages"] if path.exists() else []
+    stages = read_results(self._workdir)["stages"]
     starts = _starts(records, stages)
     for record in records[len(self._written) :]:
       for tag, value in curves(record):
@@ -128,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error(f"--follow: {flags.follow} will not do; give seconds, above 0")
 
   def action() -> None:
+    commands.leave_devices()
     try:
       import tensorboardX  # noqa: F401
     except ImportError:

@@ -67,6 +67,8 @@ class Progress:
 
   Of several processes the first one shows how far it is with its share.
 
+  The time left is told from the second update on: the first one compiles.
+
   Values are turned into numbers only when they are shown, so that a value still being computed on a device does
   not hold up the loop.
 

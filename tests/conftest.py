@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 
-# Compilation is most of the time here: let XLA try less hard, and leave out the step that takes it two thirds of that.
+# Compilation is most of the time here: let XLA try less hard, and leave out the emitters that take it longest.
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "")
   + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"

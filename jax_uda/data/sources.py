@@ -61,6 +61,11 @@ _PUBLISHED_SPACES = {
 }
 
 
+def spread(num: int, most: int) -> list[int]:
+  """Indices of at most so many images, spread over `num` of them."""
+  return np.unique(np.linspace(0, num - 1, min(most, num)).astype(int)).tolist()
+
+
 class StreetWorldSource(street_world.StreetWorld):
   """The built-in street world as a source."""
 
